@@ -1,1 +1,39 @@
-//! crds: skeleton.
+//! The kinds of `nodenet.dev/v1alpha1`: what users write, what the operator publishes and what agents report.
+//!
+//! * [`VirtualIP`]: addresses that live on one node at a time. Written by users.
+//! * [`NodeNetState`]: what one node must have (spec, by the operator) and what it has (status, by its agent).
+//! * [`NodeNetSlice`]: a shard of the virtual servers that all nodes share. Written by the operator.
+//!
+//! Fields whose behaviour does not exist yet are not in the schema: a field is never accepted and ignored.
+//! Rules that span fields are CEL in the schema ([`rules`]) and the same rules again in [`validate`], because
+//! API servers before 1.25 drop CEL and an offline reader has no API server at all.
+
+pub mod conditions;
+mod node_net_slice;
+mod node_net_state;
+pub mod rules;
+pub mod schema;
+pub mod timing;
+pub mod validate;
+mod virtual_ip;
+
+pub use node_net_slice::*;
+pub use node_net_state::*;
+pub use virtual_ip::*;
+
+/// API group of all kinds.
+pub const GROUP: &str = "nodenet.dev";
+/// Served and stored version.
+pub const VERSION: &str = "v1alpha1";
+/// Keeps a deleted [`NodeNetSlice`]'s content readable until the operator has published it elsewhere.
+pub const SLICE_FINALIZER: &str = "nodenet.dev/slice-content";
+/// Field manager of every write by the operator.
+pub const OPERATOR_FIELD_MANAGER: &str = "nodenet-operator";
+/// Field manager of every write by an agent.
+pub const AGENT_FIELD_MANAGER: &str = "nodenet-agent";
+/// Label that takes a Service away from every proxy but the one named (any value takes it away from nodenet).
+pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Label that makes a Service headless for proxies whatever its ClusterIP.
+pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Label of an EndpointSlice with its Service's name.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";

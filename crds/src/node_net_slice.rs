@@ -1,0 +1,166 @@
+//! `NodeNetSlice`: a shard of the virtual servers that all nodes share, as EndpointSlice shards Endpoints.
+//!
+//! Consistency is per Service: a plan is complete when all its `parts` of one `revision` are there. A plan that moves
+//! is written to its new slice (with a higher revision) before it leaves the old one, so a reader takes the highest
+//! complete revision of each `uid` and never sees a Service without a plan.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A shard of the virtual servers that all nodes share.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[kube(
+    group = "nodenet.dev",
+    version = "v1alpha1",
+    kind = "NodeNetSlice",
+    plural = "nodenetslices",
+    shortname = "nnslice",
+    category = "nodenet",
+    derive = "PartialEq",
+    doc = "A shard of the virtual servers that all nodes share. Written by the operator.",
+    printcolumn(name = "Services", type_ = "string", json_path = ".spec.summary.services"),
+    printcolumn(name = "Endpoints", type_ = "string", json_path = ".spec.summary.endpoints"),
+    printcolumn(name = "Revision", type_ = "integer", json_path = ".spec.revision"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetSliceSpec {
+    /// Number of the publication that wrote this slice last; grows across all slices.
+    #[schemars(range(min = 0))]
+    pub revision: i64,
+    /// Counts for the columns of `kubectl get nnslice`.
+    #[serde(default)]
+    pub summary: SliceSummary,
+    /// Plans of Services, or parts of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub services: Vec<ServicePlan>,
+}
+
+/// Counts for the columns of `kubectl get nnslice`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceSummary {
+    /// Number of Services with content here.
+    #[serde(default)]
+    pub services: i32,
+    /// Number of endpoints here.
+    #[serde(default)]
+    pub endpoints: i32,
+}
+
+/// What every node must do for one Service, or one part of it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePlan {
+    /// Namespace of the Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// UID of the Service: a Service that was deleted and made again is another one.
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: String,
+    /// Revision of this plan; all its parts carry the same. The highest complete one counts.
+    #[schemars(range(min = 0))]
+    pub revision: i64,
+    /// Which part this is, from 0.
+    #[schemars(range(min = 0, max = 1000))]
+    pub part: i32,
+    /// How many parts the plan has.
+    #[schemars(range(min = 1, max = 1000))]
+    pub parts: i32,
+    /// One entry for each port of the Service; a port whose endpoints do not fit one slice stands in several parts,
+    /// with the same frontends in each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub ports: Vec<PortPlan>,
+}
+
+/// One port of a Service: where it answers and who answers.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PortPlan {
+    /// Name of the Service's port; empty where it has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// IPVS scheduler, for example `rr`. Without it the agent's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub scheduler: Option<String>,
+    /// Addresses and ports that answer.
+    #[schemars(length(max = 256))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub frontends: Vec<Frontend>,
+    /// Who answers. Empty: connections are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Transport protocol of a port.
+#[derive(
+    Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema,
+)]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    #[default]
+    TCP,
+    /// User Datagram Protocol.
+    UDP,
+}
+
+/// One place where a port answers.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Frontend {
+    /// What kind of address this is: it decides masquerading and who may reach it.
+    pub kind: FrontendKind,
+    /// The address; absent for `NodePort`, which answers on each node's own addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 45))]
+    pub address: Option<String>,
+    /// The port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
+
+/// What kind of address a frontend is.
+#[derive(
+    Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema,
+)]
+pub enum FrontendKind {
+    /// A ClusterIP, reached from pods and nodes.
+    #[default]
+    ClusterIP,
+    /// The node port on each node's own addresses.
+    NodePort,
+    /// A port of the Service on a VirtualIP's address.
+    VirtualIP,
+    /// The node port on a VirtualIP's address.
+    VirtualIPNodePort,
+}
+
+/// One endpoint of a port.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address of the pod.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// Port of the pod.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// Node the pod runs on, where known: the agent filters by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+}
