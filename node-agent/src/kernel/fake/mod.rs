@@ -1,0 +1,1 @@
+//! A kernel in memory that obeys the real one's rules.
