@@ -1,0 +1,117 @@
+//! The place of a lab on the host: a network namespace and a folder, both named after this process and
+//! removed with the lab.
+
+use super::error::{During, LabError};
+use super::process::output;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const PREFIX: &str = "nodenet-lab-";
+
+/// Network namespace and folder of one lab.
+#[derive(Debug)]
+pub struct Site {
+    name: String,
+    folder: PathBuf,
+    keep: bool,
+}
+
+impl Site {
+    /// The host's address on the link to the guest; the API server is to be had there.
+    pub const HOST: &'static str = "10.255.0.1";
+    /// The guest's address on that link.
+    pub const GUEST: &'static str = "10.255.0.2";
+    /// Prefix length of that link.
+    pub const PREFIX_LENGTH: u8 = 24;
+    /// The guest's end of the link, which user-mode Linux opens.
+    pub const UPLINK: &'static str = "u0";
+
+    /// Makes the place, and removes those of labs whose owner is gone.
+    ///
+    /// # Errors
+    /// When the namespace or the folder cannot be made.
+    pub fn create() -> Result<Self, LabError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        sweep();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
+        fs::create_dir_all(folder.join("shared")).during("make", folder.display())?;
+        output(Command::new("ip").args(["netns", "add", &name]), "")?;
+        let site = Self { name, folder, keep: false };
+        site.ip(&format!(
+            "link set lo up\n\
+             link add h0 type veth peer name {uplink}\n\
+             addr add {host}/{length} dev h0\n\
+             link set h0 up\n\
+             link set {uplink} up\n",
+            uplink = Self::UPLINK,
+            host = Self::HOST,
+            length = Self::PREFIX_LENGTH,
+        ))?;
+        Ok(site)
+    }
+
+    /// Runs a batch of `ip` commands in the namespace.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn ip(&self, batch: &str) -> Result<(), LabError> {
+        output(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch).map(drop)
+    }
+
+    /// The network namespace's name.
+    pub fn netns(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder that the guest sees at [`crate::tool::init::SHARED`].
+    pub fn shared(&self) -> PathBuf {
+        self.folder.join("shared")
+    }
+
+    /// A log file in the folder.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
+    /// Leaves the folder behind.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Nobody is left to tell about a failure here; the next lab sweeps again.
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        if std::thread::panicking() {
+            let _ = fs::remove_dir_all(self.folder.join("etcd"));
+            eprintln!("the lab's logs stay in {}", self.folder.display());
+        } else if !self.keep {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// Removes what labs left behind whose process is gone (their programs ended with it).
+fn sweep() {
+    let alive = |name: &str| {
+        let id = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        id.is_none_or(|id| Path::new("/proc").join(id).exists())
+    };
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+        if !alive(&name) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).status();
+            let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
+        }
+    }
+}

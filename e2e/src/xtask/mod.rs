@@ -1,0 +1,4 @@
+//! The developer commands, a module each.
+
+pub mod cargo;
+pub mod guest;
