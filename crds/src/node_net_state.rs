@@ -217,6 +217,10 @@ pub struct NodeNetStateStatus {
     #[serde(default, rename = "virtualIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub virtual_ips: Vec<VirtualIPOnNode>,
+    /// Interfaces with a global address that is not a virtual IP of ours: what subnets the node has on link. At most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub interfaces: Vec<InterfaceOnNode>,
     /// Virtual servers in the kernel.
     #[serde(default)]
     pub virtual_servers: Progress,
@@ -319,6 +323,22 @@ pub enum KernelAddressRole {
     Preferred,
     /// IPv6: never a source address of new traffic (`IFA_F_DEPRECATED`).
     Deprecated,
+}
+
+/// An interface of a node and the subnets it has on link.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceOnNode {
+    /// Name.
+    #[schemars(length(max = 15))]
+    pub name: String,
+    /// Whether it is up and has a carrier.
+    #[serde(default)]
+    pub up: bool,
+    /// Its addresses with their prefix length, ours excepted. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 49)))]
+    pub addresses: Vec<String>,
 }
 
 /// One thing that could not be done.
