@@ -41,7 +41,7 @@ pub(crate) fn attributes<'a>(
 }
 
 impl<'a> Attribute<'a> {
-    fn array<const N: usize>(self) -> Result<[u8; N], DecodeError> {
+    pub(crate) fn array<const N: usize>(self) -> Result<[u8; N], DecodeError> {
         self.value.try_into().map_err(|_| self.wrong_size(N))
     }
 
@@ -76,10 +76,6 @@ impl<'a> Attribute<'a> {
 
     pub(crate) fn u64(self) -> Result<u64, DecodeError> {
         self.array().map(u64::from_ne_bytes)
-    }
-
-    pub(crate) fn u64_be(self) -> Result<u64, DecodeError> {
-        self.array().map(u64::from_be_bytes)
     }
 
     /// The first `N` bytes; kernel structures may grow at their end.

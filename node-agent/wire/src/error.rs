@@ -64,6 +64,20 @@ pub enum DecodeError {
         /// The command's number.
         command: u8,
     },
+    /// The attributes that are there do not make a whole that is known.
+    #[error("{object}: its attributes fit no known form")]
+    Shape {
+        /// What was being read.
+        object: &'static str,
+    },
+    /// A name that this codec has no meaning for.
+    #[error("{object}: unknown name {name:?}")]
+    Unknown {
+        /// What was being read.
+        object: &'static str,
+        /// The name.
+        name: String,
+    },
     /// A checksum over the bytes does not come out.
     #[error("{object}: wrong checksum {found:#06x}")]
     Checksum {

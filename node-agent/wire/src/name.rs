@@ -156,10 +156,7 @@ mod tests {
         assert_eq!(name, "fifteen-bytes-x");
         assert_eq!(name.with_zero(), b"fifteen-bytes-x\0");
         assert_eq!(Name::<16>::new(""), Err(NameError::Empty));
-        assert!(matches!(
-            Name::<16>::new("sixteen-bytes-xx"),
-            Err(NameError::TooLong { longest: 15, .. })
-        ));
+        assert!(matches!(Name::<16>::new("sixteen-bytes-xx"), Err(NameError::TooLong { longest: 15, .. })));
         assert!(matches!(Name::<16>::new("a\0b"), Err(NameError::Zero { .. })));
     }
 

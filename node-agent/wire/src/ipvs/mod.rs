@@ -14,8 +14,8 @@
 //! - Setting a destination's weight to 0 keeps its connections and gives it no new ones.
 
 mod destination;
-mod request;
 mod reply;
+mod request;
 mod service;
 mod statistics;
 

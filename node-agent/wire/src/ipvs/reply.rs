@@ -47,9 +47,7 @@ impl Reply {
     pub fn parse_payload(payload: &[u8]) -> Result<Self, DecodeError> {
         match payload.split_first_chunk::<HEADER>() {
             Some(([command, ..], attributes)) => Self::parse(*command, attributes),
-            None => {
-                Err(DecodeError::Truncated { object: OBJECT, needed: HEADER, actual: payload.len() })
-            }
+            None => Err(DecodeError::Truncated { object: OBJECT, needed: HEADER, actual: payload.len() }),
         }
     }
 
@@ -58,7 +56,8 @@ impl Reply {
     /// # Errors
     /// When the command is unknown, or the attributes are malformed or too few for it.
     pub fn parse(command: u8, attributes: &[u8]) -> Result<Self, DecodeError> {
-        let part = |part: Option<_>, attribute| part.ok_or(DecodeError::Missing { object: OBJECT, attribute });
+        let part =
+            |part: Option<_>, attribute| part.ok_or(DecodeError::Missing { object: OBJECT, attribute });
         match command {
             command::NEW_SERVICE => {
                 let service = part(Parts::parse(attributes)?.service, "IPVS_CMD_ATTR_SERVICE")?;
@@ -114,7 +113,8 @@ impl Info {
                 _ => {}
             }
         }
-        let required = |value: Option<u32>, attribute| value.ok_or(DecodeError::Missing { object: OBJECT, attribute });
+        let required =
+            |value: Option<u32>, attribute| value.ok_or(DecodeError::Missing { object: OBJECT, attribute });
         Ok(Self {
             version: required(version, "IPVS_INFO_ATTR_VERSION")?,
             connection_table_size: required(size, "IPVS_INFO_ATTR_CONN_TAB_SIZE")?,
