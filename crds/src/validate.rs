@@ -118,7 +118,7 @@ pub fn host_cidr(value: &str) -> Result<IpNet, Problem> {
             IpNet::V4(n) if n.prefix_len() < 31 && n.addr() == n.broadcast() => {
                 Some("the network's broadcast")
             }
-            IpNet::V4(n) if n.prefix_len() == 0 => Some("an address without a network: not a usable"),
+            IpNet::V4(n) if n.prefix_len() == 0 => Some("without a prefix length no usable"),
             _ => None,
         },
     };
