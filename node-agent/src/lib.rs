@@ -10,8 +10,10 @@
 //! | [`agent`] | the lanes: the only callers of commit; journal, fence, cold start | all of the above |
 //! | [`source`] | the API server and the copy on disk | kinds, kube |
 //! | [`report`] | status, conditions, metrics, health, Lease | kinds, kube |
+//! | [`cli`] | the commands of `nodenet-agent` | all of the above |
 
 pub mod agent;
+pub mod cli;
 pub mod diff;
 pub mod filter;
 pub mod kernel;

@@ -1,1 +1,3 @@
-//! See the table in the crate's root.
+//! The lanes.
+
+pub mod clock;

@@ -1,0 +1,7 @@
+//! `nodenet-agent`: see `nodenet-agent --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::SUCCESS
+}
