@@ -1,0 +1,92 @@
+//! What an administrator configures for the whole cluster.
+
+use ipnet::IpNet;
+use nodenet_crds::{ALLOWED_MODULES, ALLOWED_SYSCTLS, Sysctl};
+
+/// Cluster-wide configuration of the planner. [`Settings::default`] is right for a cluster of IPVS nodes once the
+/// ranges are filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Ranges that ClusterIPs are taken from (at most 16).
+    pub service_cidrs: Vec<IpNet>,
+    /// Pod networks of the whole cluster (at most 16). Where empty, the Nodes' `podCIDRs` are what is known of them.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// IPVS scheduler of all virtual servers, for example `rr`; `None` leaves the choice to the agents.
+    pub scheduler: Option<String>,
+    /// Kernel modules that every node needs; each must stand in [`ALLOWED_MODULES`].
+    pub modules: Vec<String>,
+    /// Kernel settings that every node needs; each must stand in [`ALLOWED_SYSCTLS`].
+    pub sysctls: Vec<Sysctl>,
+    /// Size in bytes of JSON that a NodeNetSlice with several Services may reach: what one endpoint change costs each
+    /// node is one slice.
+    pub slice_bytes: usize,
+    /// Size in bytes of JSON above which one Service is split into parts. All parts of a plan carry one revision, so a
+    /// change rewrites them all: splitting earlier would not make a change cheaper.
+    pub part_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let sysctl = |name: &str, value: &str| Sysctl { name: name.to_owned(), value: value.to_owned() };
+        Self {
+            service_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            scheduler: None,
+            modules: ["ip_vs", "ip_vs_rr", "nf_conntrack"].map(str::to_owned).to_vec(),
+            sysctls: vec![
+                sysctl("net.ipv4.conf.all.arp_announce", "2"),
+                sysctl("net.ipv4.conf.all.arp_ignore", "1"),
+                sysctl("net.ipv4.ip_forward", "1"),
+                sysctl("net.ipv4.vs.conntrack", "1"),
+                sysctl("net.ipv4.vs.expire_nodest_conn", "1"),
+                sysctl("net.ipv4.vs.expire_quiescent_template", "1"),
+            ],
+            slice_bytes: 8192,
+            part_bytes: 65536,
+        }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A module that agents would refuse.
+    #[error("kernel module {0:?} is not one that agents load; allowed are: {allowed}", allowed = ALLOWED_MODULES.join(", "))]
+    Module(String),
+    /// A setting that agents would refuse.
+    #[error("kernel setting {name}={value} is not one that agents write; see the list in the documentation")]
+    Sysctl {
+        /// Name.
+        name: String,
+        /// Value.
+        value: String,
+    },
+    /// Too many ranges for a NodeNetState.
+    #[error("{0} has more than 16 entries")]
+    TooMany(&'static str),
+}
+
+impl Settings {
+    /// Checks what the API or the agents would refuse later.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        for module in &self.modules {
+            if !ALLOWED_MODULES.contains(&module.as_str()) {
+                return Err(SettingsError::Module(module.clone()));
+            }
+        }
+        for Sysctl { name, value } in &self.sysctls {
+            if !ALLOWED_SYSCTLS.iter().any(|(n, values)| n == name && values.contains(&value.as_str())) {
+                return Err(SettingsError::Sysctl { name: name.clone(), value: value.clone() });
+            }
+        }
+        for (field, list) in [("service CIDRs", &self.service_cidrs), ("cluster CIDRs", &self.cluster_cidrs)] {
+            if list.len() > 16 {
+                return Err(SettingsError::TooMany(field));
+            }
+        }
+        Ok(())
+    }
+}
