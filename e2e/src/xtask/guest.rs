@@ -2,6 +2,7 @@
 
 use super::cargo;
 use crate::lab::guest::Guest;
+use crate::lab::prerequisites;
 use crate::lab::protocol::{Event, Exec};
 use crate::lab::site::Site;
 use anyhow::{Context, bail};
@@ -47,6 +48,7 @@ pub struct GuestTestArguments {
 /// When the guest does not come up.
 pub fn run(arguments: &GuestArguments) -> anyhow::Result<i32> {
     cargo::build_lab_tool()?;
+    prerequisites::guest()?;
     let site = Site::create()?;
     let guest = Guest::boot(&site, arguments.memory)?;
     execute(&guest, arguments.argv.clone())
@@ -71,6 +73,7 @@ pub fn test(arguments: &GuestTestArguments) -> anyhow::Result<i32> {
         bail!("the tests of {} do not build", arguments.package);
     }
     let executables = executables(&String::from_utf8_lossy(&built.stdout));
+    prerequisites::guest()?;
     let site = Site::create()?;
     let guest = Guest::boot(&site, arguments.memory)?;
     let mut result = 0;
