@@ -52,6 +52,9 @@ fn complete(crd: CustomResourceDefinition) -> Result<CustomResourceDefinition, S
         for version in versions {
             let Some(root) = version.pointer_mut("/schema/openAPIV3Schema") else { continue };
             plain(root);
+            if let Some(status) = root.pointer_mut("/properties/status") {
+                without_defaults(status);
+            }
             for rule in RULES.iter().filter(|r| r.kind == kind) {
                 let object = property(root, rule.path).ok_or_else(|| missing(rule.path))?;
                 let rules = object.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
@@ -71,6 +74,18 @@ fn complete(crd: CustomResourceDefinition) -> Result<CustomResourceDefinition, S
         }
     }
     serde_json::from_value(value).map_err(json)
+}
+
+/// Drops the defaults of a status: its writer states all of it, and API servers of 1.20 refuse a default of `""`.
+fn without_defaults(schema: &mut Value) {
+    let Value::Object(map) = schema else { return };
+    map.remove("default");
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(without_defaults);
+    }
+    if let Some(items) = map.get_mut("items") {
+        without_defaults(items);
+    }
 }
 
 fn property<'a>(root: &'a mut Value, path: &[&str]) -> Option<&'a mut Map<String, Value>> {
