@@ -445,10 +445,9 @@ pub enum Operation {
     AddLink(String),
     /// Remove an interface of ours.
     DeleteLink(String),
-    /// Make an empty set.
+    /// Make an empty set. One that is there with another size gets this size and keeps its entries, because rules that
+    /// match it must never miss them.
     CreateSet(String, SetKind, Family, u32),
-    /// Exchange the contents of two sets of one type, so that rules keep matching while a set is made anew.
-    SwapSets(String, String),
     /// Remove a set.
     DestroySet(String),
     /// Add an entry.
@@ -520,7 +519,7 @@ impl Operation {
         match self {
             Self::LoadModule(_) | Self::SetSysctl(..) => Phase::Kernel,
             Self::AddLink(_) => Phase::Link,
-            Self::CreateSet(..) | Self::AddEntry(..) | Self::SwapSets(..) => Phase::Sets,
+            Self::CreateSet(..) | Self::AddEntry(..) => Phase::Sets,
             Self::ReplaceRules(..) => Phase::Rules,
             Self::AddRoute(_) => Phase::ServiceAddresses,
             Self::AddVirtualServer(..) | Self::SetVirtualServer(..) => Phase::VirtualServers,
