@@ -1,0 +1,101 @@
+//! Signs of life of the lanes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The moment a lane was last seen alive and well.
+#[derive(Debug)]
+pub struct Pulse {
+    since: Instant,
+    /// Milliseconds after `since`, plus one; 0 is never.
+    last: AtomicU64,
+    /// Whether the first synchronisation is done.
+    synced: AtomicBool,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { since: Instant::now(), last: AtomicU64::new(0), synced: AtomicBool::new(false) }
+    }
+}
+
+impl Pulse {
+    /// The lane is alive and did what it must.
+    pub fn beat(&self) {
+        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.last.store(now + 1, Ordering::Release);
+    }
+
+    /// The first synchronisation is done.
+    pub fn set_synced(&self) {
+        self.synced.store(true, Ordering::Release);
+    }
+
+    /// Whether the first synchronisation is done.
+    pub fn synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// How long ago the last sign of life was; since the start where there was none.
+    pub fn age(&self) -> Duration {
+        let now = self.since.elapsed();
+        match self.last.load(Ordering::Acquire) {
+            0 => now,
+            last => now.saturating_sub(Duration::from_millis(last - 1)),
+        }
+    }
+
+    /// Whether there ever was one.
+    pub fn ever(&self) -> bool {
+        self.last.load(Ordering::Acquire) > 0
+    }
+}
+
+/// Both lanes.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// The address lane.
+    pub addresses: Pulse,
+    /// The service lane.
+    pub services: Pulse,
+    /// How long the service lane may be silent.
+    pub services_limit: Duration,
+}
+
+/// How long the address lane may be silent: it renews the lifetime of addresses every two seconds. A lane that is
+/// silent for longer also stops the Lease.
+pub const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
+/// A lane that is silent for this long will not come back by itself.
+pub const DEAD: Duration = Duration::from_secs(300);
+
+impl Health {
+    /// What is wrong, in words; `None` where nothing is.
+    pub fn stale(&self) -> Option<String> {
+        let lanes = [
+            ("address", &self.addresses, ADDRESSES_LIMIT),
+            ("service", &self.services, self.services_limit),
+        ];
+        let mut words = Vec::new();
+        for (name, pulse, limit) in lanes {
+            if pulse.age() > limit {
+                words.push(format!("the {name} lane is silent for {} s", pulse.age().as_secs()));
+            }
+        }
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    /// Whether a lane is silent for so long that only a restart helps.
+    pub fn dead(&self) -> bool {
+        self.addresses.age() > DEAD || self.services.age() > DEAD
+    }
+
+    /// What is not done yet, in words.
+    pub fn unready(&self) -> Option<String> {
+        match (self.addresses.synced(), self.services.synced()) {
+            (true, true) => None,
+            (false, true) => Some("addresses are not synchronised yet".to_owned()),
+            (true, false) => Some("services are not synchronised yet".to_owned()),
+            (false, false) => Some("nothing is synchronised yet".to_owned()),
+        }
+    }
+}
