@@ -1,7 +1,9 @@
 //! What runs inside of the lab; see [`nodenet_e2e::tool`]. Not for people: `cargo xtask` is.
 
 use clap::{Parser, Subcommand};
+use nodenet_e2e::tool::traffic::{self, Transport};
 use nodenet_e2e::tool::{guard, init};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -21,6 +23,31 @@ enum Call {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+    /// Answers on TCP and UDP ports.
+    Serve {
+        #[arg(long)]
+        answer: String,
+        #[arg(required = true)]
+        ports: Vec<u16>,
+    },
+    /// Asks a number of times.
+    Ask {
+        #[arg(long, default_value = "tcp")]
+        transport: Transport,
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        target: SocketAddr,
+    },
+    /// Asks until it is killed.
+    Probe {
+        #[arg(long, default_value = "tcp")]
+        transport: Transport,
+        #[arg(long, default_value_t = 50)]
+        per_second: u32,
+        target: SocketAddr,
+    },
+    /// Reads an endless answer.
+    Download { target: SocketAddr },
 }
 
 fn main() -> ExitCode {
@@ -32,6 +59,19 @@ fn main() -> ExitCode {
     }
     let result = match Arguments::parse().call {
         Call::Guard { netns, log, argv } => guard::run(&guard::Guarded { netns, log, argv }),
+        Call::Serve { answer, ports } => traffic::serve(&answer, &ports).map(|()| 0),
+        Call::Ask { transport, count, target } => {
+            traffic::ask(transport, target, count);
+            Ok(0)
+        }
+        Call::Probe { transport, per_second, target } => {
+            traffic::probe(transport, target, per_second);
+            Ok(0)
+        }
+        Call::Download { target } => {
+            traffic::download(target);
+            Ok(0)
+        }
     };
     match result {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

@@ -52,6 +52,7 @@ pub struct Cluster {
     netns: String,
     folder: PathBuf,
     minor: u32,
+    service_cidrs: Vec<String>,
 }
 
 impl Cluster {
@@ -119,6 +120,7 @@ impl Cluster {
             netns: site.netns().into(),
             folder,
             minor,
+            service_cidrs: spec.service_cidrs.clone(),
         };
         cluster.start_apiserver()?;
         cluster.ensure_endpoint_slices()?;
@@ -180,6 +182,11 @@ impl Cluster {
     /// The API server's minor version (20 for 1.20).
     pub fn minor(&self) -> u32 {
         self.minor
+    }
+
+    /// The Service ranges.
+    pub fn service_cidrs(&self) -> &[String] {
+        &self.service_cidrs
     }
 
     /// The administrator's kubeconfig, usable anywhere on this host.

@@ -4,6 +4,7 @@ pub mod guard;
 pub mod init;
 mod namespaces;
 mod server;
+pub mod traffic;
 
 use std::io;
 

@@ -1,0 +1,224 @@
+//! Programs that answer and ask, so that a test knows which pod answered and what address it saw.
+//!
+//! The answer to a TCP connection or a datagram is one line: the name of who answers and the asker's
+//! address as it was seen. A TCP client that then sends `stream` gets bytes until it goes.
+
+use super::{During, ToolError};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long one attempt waits for its answer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// What carries the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// A TCP connection.
+    Tcp,
+    /// A UDP datagram.
+    Udp,
+}
+
+impl Transport {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// One question and what came of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it began, in microseconds since 1970.
+    pub begin_micros: u64,
+    /// How long it took.
+    pub took_micros: u64,
+    /// Who answered.
+    pub answer: Option<String>,
+    /// The asker's address as the answering side saw it.
+    pub source: Option<IpAddr>,
+    /// Why there was no answer.
+    pub error: Option<String>,
+}
+
+/// What a download has received.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Progress {
+    /// When, in microseconds since 1970.
+    pub at_micros: u64,
+    /// Bytes until then.
+    pub bytes: u64,
+    /// Why it ended.
+    pub error: Option<String>,
+}
+
+/// Answers on these ports until it is killed.
+///
+/// # Errors
+/// When a port is taken.
+pub fn serve(answer: &str, ports: &[u16]) -> Result<(), ToolError> {
+    let mut threads = Vec::new();
+    for port in ports {
+        for ip in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let address = SocketAddr::new(ip, *port);
+            let (listener, datagrams) = bind(address).during("listen on", address)?;
+            let name = answer.to_owned();
+            threads.push(std::thread::spawn(move || {
+                for client in listener.incoming().flatten() {
+                    let name = name.clone();
+                    std::thread::spawn(move || answer_connection(&name, client));
+                }
+            }));
+            let name = answer.to_owned();
+            threads.push(std::thread::spawn(move || {
+                let mut question = [0; 64];
+                while let Ok((_, from)) = datagrams.recv_from(&mut question) {
+                    let _ = datagrams.send_to(line(&name, from).as_bytes(), from);
+                }
+            }));
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// Both transports' sockets of one family each, so that IPv4 addresses show as such.
+fn bind(address: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let stream = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let datagram = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    for socket in [&stream, &datagram] {
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+    }
+    stream.listen(1024)?;
+    Ok((stream.into(), datagram.into()))
+}
+
+fn line(name: &str, from: SocketAddr) -> String {
+    format!("{name} {}\n", from.ip())
+}
+
+fn answer_connection(name: &str, mut client: TcpStream) -> io::Result<()> {
+    let from = client.peer_addr()?;
+    client.write_all(line(name, from).as_bytes())?;
+    let mut request = String::new();
+    BufReader::new(client.try_clone()?).read_line(&mut request)?;
+    if request.trim() == "stream" {
+        let piece = [0; 16 << 10];
+        loop {
+            client.write_all(&piece)?;
+            // Enough to notice a break at once, little enough to leave the guest its one processor.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(())
+}
+
+/// Asks so many times and prints an [`Attempt`] each.
+pub fn ask(transport: Transport, target: SocketAddr, count: u32) {
+    for _ in 0..count {
+        print(&attempt(transport, target));
+    }
+}
+
+/// Begins so many attempts each second, whether the earlier ones are answered or not, until it is killed.
+pub fn probe(transport: Transport, target: SocketAddr, per_second: u32) {
+    let period = Duration::from_secs(1) / per_second.max(1);
+    let mut next = Instant::now();
+    loop {
+        std::thread::spawn(move || print(&attempt(transport, target)));
+        next += period;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Reads an endless answer and prints a [`Progress`] every 100 ms and at the end.
+pub fn download(target: SocketAddr) {
+    let mut bytes = 0;
+    let result = receive(target, &mut bytes);
+    let error = result.err().map_or_else(|| "closed by the server".into(), |error| error.to_string());
+    print(&Progress { at_micros: now(), bytes, error: Some(error) });
+}
+
+fn receive(target: SocketAddr, bytes: &mut u64) -> io::Result<()> {
+    let mut server = TcpStream::connect_timeout(&target, ANSWER)?;
+    server.write_all(b"stream\n")?;
+    // A download that stands still for so long is as good as broken.
+    server.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut buffer = vec![0; 64 << 10];
+    let mut told = Instant::now();
+    loop {
+        match server.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => *bytes += count as u64,
+        }
+        if told.elapsed() >= Duration::from_millis(100) {
+            print(&Progress { at_micros: now(), bytes: *bytes, error: None });
+            told = Instant::now();
+        }
+    }
+}
+
+fn attempt(transport: Transport, target: SocketAddr) -> Attempt {
+    let (begin_micros, begin) = (now(), Instant::now());
+    let result = match transport {
+        Transport::Tcp => ask_tcp(target),
+        Transport::Udp => ask_udp(target),
+    };
+    let took_micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (answer, source, error) = match result {
+        Ok(text) => match text.trim().split_once(' ') {
+            Some((name, source)) => (Some(name.to_owned()), source.parse().ok(), None),
+            None => (None, None, Some(format!("an unknown answer: `{}`", text.trim()))),
+        },
+        Err(error) => (None, None, Some(error.to_string())),
+    };
+    Attempt { begin_micros, took_micros, answer, source, error }
+}
+
+fn ask_tcp(target: SocketAddr) -> io::Result<String> {
+    let server = TcpStream::connect_timeout(&target, ANSWER)?;
+    server.set_read_timeout(Some(ANSWER))?;
+    let mut text = String::new();
+    BufReader::new(server).read_line(&mut text)?;
+    Ok(text)
+}
+
+fn ask_udp(target: SocketAddr) -> io::Result<String> {
+    let any =
+        if target.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    socket.send(b"?")?;
+    let mut answer = [0; 256];
+    let length = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn print(value: &impl Serialize) {
+    static OUTPUT: Mutex<()> = Mutex::new(());
+    let _whole_lines = OUTPUT.lock();
+    if let Ok(text) = serde_json::to_string(value) {
+        // Whoever reads this may be gone; then nobody needs it.
+        let _ = writeln!(io::stdout(), "{text}");
+    }
+}
