@@ -101,6 +101,15 @@ impl<'a> Attribute<'a> {
     }
 }
 
+/// The value of an attribute that the object cannot do without.
+pub(crate) fn required<T>(
+    object: &'static str,
+    value: Option<T>,
+    attribute: &'static str,
+) -> Result<T, DecodeError> {
+    value.ok_or(DecodeError::Missing { object, attribute })
+}
+
 /// Writes a message into a slice, or only measures it: the layout of every message is described once and
 /// serves both methods of `Emitable`.
 pub(crate) struct Writer<'a> {

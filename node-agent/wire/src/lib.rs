@@ -6,6 +6,7 @@
 //! | [`ipset`] | IP sets over nfnetlink |
 //! | [`extack`] | errors and their extended acknowledgement |
 //! | [`message`] | netlink messages in a buffer: composing batches, taking datagrams apart |
+//! | [`arp`], [`nd`] | announcing and probing addresses on the link, in frames of [`ethernet`] |
 //!
 //! Received bytes are never trusted: short or garbled ones are a [`DecodeError`], unknown attributes are
 //! skipped, and nothing panics.
@@ -80,14 +81,17 @@
 //! }
 //! ```
 
+pub mod arp;
 mod attribute;
 mod error;
+pub mod ethernet;
 pub mod extack;
 mod ip;
 pub mod ipset;
 pub mod ipvs;
 pub mod message;
 mod name;
+pub mod nd;
 
 pub use self::{
     error::DecodeError,

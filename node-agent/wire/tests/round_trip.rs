@@ -1,5 +1,7 @@
 //! What is encoded decodes to the same, and no bytes whatever make a decoder panic.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::Emitable;

@@ -83,10 +83,10 @@ impl CreateOptions {
             writer.network_order(attribute::PORT_TO, &ports.last.to_be_bytes());
         }
         for (kind, value) in [
-            (attribute::HASHSIZE, self.hash_size),
-            (attribute::MAXELEM, self.max_elements),
             (attribute::TIMEOUT, self.timeout),
             (attribute::CADT_FLAGS, Some(self.flags()).filter(|flags| *flags != 0)),
+            (attribute::HASHSIZE, self.hash_size),
+            (attribute::MAXELEM, self.max_elements),
         ] {
             if let Some(value) = value {
                 writer.network_order(kind, &value.to_be_bytes());

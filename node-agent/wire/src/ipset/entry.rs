@@ -92,41 +92,46 @@ impl From<Element> for Entry {
 }
 
 impl Entry {
-    /// Writes the attributes in the order of their numbers, the batch's line after them.
+    /// Writes the attributes in the order of their numbers, as ipset itself does.
     pub(super) fn write(&self, writer: &mut Writer<'_>) {
-        match self.element {
-            Element::Ip(ip) => write_address(writer, attribute::IP, ip),
-            Element::Port(port) => writer.network_order(attribute::PORT, &port.to_be_bytes()),
-            Element::Net(net, prefix) => {
-                write_address(writer, attribute::IP, net);
-                writer.attribute(attribute::CIDR, &[prefix]);
-            }
+        let (ip, prefix, protocol, port, second, second_prefix) = match self.element {
+            Element::Ip(ip) => (Some(ip), None, None, None, None, None),
+            Element::Net(net, prefix) => (Some(net), Some(prefix), None, None, None, None),
+            Element::Port(port) => (None, None, None, Some(port), None, None),
+            Element::IpPort(ip, protocol, port) => (Some(ip), None, Some(protocol), Some(port), None, None),
             Element::NetPort(net, prefix, protocol, port) => {
-                write_address(writer, attribute::IP, net);
-                writer.attribute(attribute::CIDR, &[prefix]);
-                write_port(writer, protocol, port);
-            }
-            Element::IpPort(ip, protocol, port) => {
-                write_address(writer, attribute::IP, ip);
-                write_port(writer, protocol, port);
+                (Some(net), Some(prefix), Some(protocol), Some(port), None, None)
             }
             Element::IpPortIp(ip, protocol, port, second) => {
-                write_address(writer, attribute::IP, ip);
-                write_port(writer, protocol, port);
-                write_address(writer, attribute::IP2, second);
+                (Some(ip), None, Some(protocol), Some(port), Some(second), None)
             }
             Element::IpPortNet(ip, protocol, port, net, prefix) => {
-                write_address(writer, attribute::IP, ip);
-                write_port(writer, protocol, port);
-                write_address(writer, attribute::IP2, net);
-                writer.attribute(attribute::CIDR2, &[prefix]);
+                (Some(ip), None, Some(protocol), Some(port), Some(net), Some(prefix))
             }
+        };
+        if let Some(ip) = ip {
+            write_address(writer, attribute::IP, ip);
+        }
+        if let Some(prefix) = prefix {
+            writer.attribute(attribute::CIDR, &[prefix]);
+        }
+        if let Some(port) = port {
+            writer.network_order(attribute::PORT, &port.to_be_bytes());
         }
         if let Some(timeout) = self.timeout {
             writer.network_order(attribute::TIMEOUT, &timeout.to_be_bytes());
         }
+        if let Some(protocol) = protocol {
+            writer.attribute(attribute::PROTO, &[protocol.0]);
+        }
         if self.nomatch {
             writer.network_order(attribute::CADT_FLAGS, &data_flag::NOMATCH.to_be_bytes());
+        }
+        if let Some(second) = second {
+            write_address(writer, attribute::IP2, second);
+        }
+        if let Some(prefix) = second_prefix {
+            writer.attribute(attribute::CIDR2, &[prefix]);
         }
         if let Some(mark) = self.mark {
             let both = (u64::from(mark.value) << 32) | u64::from(mark.mask);
@@ -173,11 +178,6 @@ impl Entry {
         };
         Ok(Self { element, nomatch, mark, timeout })
     }
-}
-
-fn write_port(writer: &mut Writer<'_>, protocol: IpProtocol, port: u16) {
-    writer.network_order(attribute::PORT, &port.to_be_bytes());
-    writer.attribute(attribute::PROTO, &[protocol.0]);
 }
 
 fn write_address(writer: &mut Writer<'_>, kind: u16, address: IpAddr) {
@@ -250,13 +250,15 @@ impl EntryBatch {
     }
 
     pub(super) fn write(&self, writer: &mut Writer<'_>) {
-        // Any number says that errors shall tell the line; the kernel writes the failed one over it.
-        writer.attribute(command_attribute::LINENO, &0_u32.to_ne_bytes());
+        // Its presence asks for the line in errors: the kernel copies the failed entry's number over it, and
+        // does not interpret the number, so the byte order is ours to choose. A 0 that comes back says that
+        // no entry was reached.
+        writer.network_order(command_attribute::LINENO, &0_u32.to_be_bytes());
         writer.nested(command_attribute::ADT, |writer| {
             for (line, entry) in (1_u32..).zip(&self.0) {
                 writer.nested(command_attribute::DATA, |writer| {
                     entry.write(writer);
-                    writer.attribute(attribute::LINENO, &line.to_ne_bytes());
+                    writer.network_order(attribute::LINENO, &line.to_be_bytes());
                 });
             }
         });

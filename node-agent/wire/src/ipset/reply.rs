@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     DecodeError, Family,
-    attribute::{Writer, attributes, emitable},
+    attribute::{Writer, attributes, emitable, required},
 };
 
 const OBJECT: &str = "ipset reply";
@@ -133,21 +133,21 @@ impl<'a> Reply<'a> {
         let fields = Fields::parse(payload)?;
         Ok(match command {
             command::PROTOCOL => {
-                let highest = required(fields.protocol, "IPSET_ATTR_PROTOCOL")?;
+                let highest = required(OBJECT, fields.protocol, "IPSET_ATTR_PROTOCOL")?;
                 Self::Protocol { highest, lowest: fields.minimum.unwrap_or(highest) }
             }
             command::TYPE => {
-                let highest = required(fields.revision, "IPSET_ATTR_REVISION")?;
+                let highest = required(OBJECT, fields.revision, "IPSET_ATTR_REVISION")?;
                 Self::Type(Revisions { lowest: fields.minimum.unwrap_or(highest), highest })
             }
             command::HEADER => Self::Header(SetIdentity {
-                set: required(fields.set, "IPSET_ATTR_SETNAME")?,
-                type_name: required(fields.type_name, "IPSET_ATTR_TYPENAME")?,
-                revision: required(fields.revision, "IPSET_ATTR_REVISION")?,
+                set: required(OBJECT, fields.set, "IPSET_ATTR_SETNAME")?,
+                type_name: required(OBJECT, fields.type_name, "IPSET_ATTR_TYPENAME")?,
+                revision: required(OBJECT, fields.revision, "IPSET_ATTR_REVISION")?,
                 family: fields.family,
             }),
             command::LIST => Self::List(Listing {
-                set: required(fields.set, "IPSET_ATTR_SETNAME")?,
+                set: required(OBJECT, fields.set, "IPSET_ATTR_SETNAME")?,
                 header: fields.header()?,
                 entries: fields.entries.unwrap_or_default(),
             }),
@@ -263,7 +263,7 @@ impl<'a> Fields<'a> {
         }
         Ok(Some(ListingHeader {
             type_name,
-            revision: required(self.revision, "IPSET_ATTR_REVISION")?,
+            revision: required(OBJECT, self.revision, "IPSET_ATTR_REVISION")?,
             family: self.family,
             options: CreateOptions::parse(data)?,
             references,
@@ -271,8 +271,4 @@ impl<'a> Fields<'a> {
             elements,
         }))
     }
-}
-
-fn required<T>(value: Option<T>, attribute: &'static str) -> Result<T, DecodeError> {
-    value.ok_or(DecodeError::Missing { object: OBJECT, attribute })
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     DecodeError, Family,
-    attribute::{Writer, attributes, emitable},
+    attribute::{Writer, attributes, emitable, required},
     message::Flags,
 };
 
@@ -224,9 +224,9 @@ impl Request {
             command::CREATE => Self::Create {
                 set: fields.set()?,
                 set_type: fields.set_type()?,
-                revision: required(fields.revision, "IPSET_ATTR_REVISION")?,
+                revision: required(OBJECT, fields.revision, "IPSET_ATTR_REVISION")?,
                 family: fields.family,
-                options: CreateOptions::parse(required(fields.data, "IPSET_ATTR_DATA")?)?,
+                options: CreateOptions::parse(required(OBJECT, fields.data, "IPSET_ATTR_DATA")?)?,
                 exist,
             },
             command::DESTROY => Self::Destroy { set: fields.set()? },
@@ -383,26 +383,22 @@ impl<'a> Fields<'a> {
     }
 
     fn set(&self) -> Result<SetName, DecodeError> {
-        required(self.set, "IPSET_ATTR_SETNAME")
+        required(OBJECT, self.set, "IPSET_ATTR_SETNAME")
     }
 
     fn second_name(&self) -> Result<SetName, DecodeError> {
-        required(self.second, "IPSET_ATTR_SETNAME2")
+        required(OBJECT, self.second, "IPSET_ATTR_SETNAME2")
     }
 
     fn set_type(&self) -> Result<SetType, DecodeError> {
-        let name = required(self.second, "IPSET_ATTR_TYPENAME")?;
+        let name = required(OBJECT, self.second, "IPSET_ATTR_TYPENAME")?;
         SetType::from_name(&name)
             .ok_or_else(|| DecodeError::Unknown { object: "ipset type", name: name.to_string() })
     }
 
     fn entry(&self) -> Result<Entry, DecodeError> {
-        Entry::parse(required(self.data, "IPSET_ATTR_DATA")?)
+        Entry::parse(required(OBJECT, self.data, "IPSET_ATTR_DATA")?)
     }
-}
-
-fn required<T>(value: Option<T>, attribute: &'static str) -> Result<T, DecodeError> {
-    value.ok_or(DecodeError::Missing { object: OBJECT, attribute })
 }
 
 /// The line that the kernel wrote into the copy of a failed batch: `body` is what an error repeats of the
@@ -415,6 +411,6 @@ pub(crate) fn failed_line(request: &NetlinkHeader, body: &[u8]) -> Option<u32> {
     attributes(OBJECT, after_preamble(OBJECT, body).ok()?)
         .filter_map(Result::ok)
         .find(|attribute| attribute.kind == attribute::LINENO)
-        .and_then(|attribute| attribute.u32().ok())
+        .and_then(|attribute| attribute.u32_be().ok())
         .filter(|line| *line != 0)
 }

@@ -8,7 +8,7 @@ use std::{
 use super::Statistics;
 use crate::{
     DecodeError, Family,
-    attribute::{Attribute, Writer, attributes, inet_address},
+    attribute::{Attribute, Writer, attributes, inet_address, required},
 };
 
 const ADDR: u16 = 1;
@@ -257,29 +257,26 @@ impl<'a> Fields<'a> {
     }
 
     fn key(&self) -> Result<DestinationKey, DecodeError> {
-        let family = Family::from_number(OBJECT, required(self.family, "IPVS_DEST_ATTR_ADDR_FAMILY")?)?;
+        let family =
+            Family::from_number(OBJECT, required(OBJECT, self.family, "IPVS_DEST_ATTR_ADDR_FAMILY")?)?;
         Ok(DestinationKey {
-            address: required(self.address, "IPVS_DEST_ATTR_ADDR")?.inet_address(family)?,
-            port: required(self.port, "IPVS_DEST_ATTR_PORT")?,
+            address: required(OBJECT, self.address, "IPVS_DEST_ATTR_ADDR")?.inet_address(family)?,
+            port: required(OBJECT, self.port, "IPVS_DEST_ATTR_PORT")?,
         })
     }
 
     fn destination(self) -> Result<Destination, DecodeError> {
-        let flags = required(self.flags, "IPVS_DEST_ATTR_FWD_METHOD")?;
+        let flags = required(OBJECT, self.flags, "IPVS_DEST_ATTR_FWD_METHOD")?;
         Ok(Destination {
             key: self.key()?,
             forwarding: ForwardingMethod(u8::try_from(flags & ForwardingMethod::MASK).unwrap_or_default()),
             connection_flags: flags & !ForwardingMethod::MASK,
-            weight: required(self.weight, "IPVS_DEST_ATTR_WEIGHT")?,
-            upper_threshold: required(self.upper_threshold, "IPVS_DEST_ATTR_U_THRESH")?,
-            lower_threshold: required(self.lower_threshold, "IPVS_DEST_ATTR_L_THRESH")?,
+            weight: required(OBJECT, self.weight, "IPVS_DEST_ATTR_WEIGHT")?,
+            upper_threshold: required(OBJECT, self.upper_threshold, "IPVS_DEST_ATTR_U_THRESH")?,
+            lower_threshold: required(OBJECT, self.lower_threshold, "IPVS_DEST_ATTR_L_THRESH")?,
             tunnel: self.tunnel,
             connections: self.connections,
             statistics: self.wide_statistics.or(self.statistics),
         })
     }
-}
-
-fn required<T>(value: Option<T>, attribute: &'static str) -> Result<T, DecodeError> {
-    value.ok_or(DecodeError::Missing { object: OBJECT, attribute })
 }

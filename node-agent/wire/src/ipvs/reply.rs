@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     DecodeError,
-    attribute::{Writer, attributes, emitable},
+    attribute::{Writer, attributes, emitable, required},
 };
 
 const VERSION_ATTRIBUTE: u16 = 1;
@@ -56,15 +56,14 @@ impl Reply {
     /// # Errors
     /// When the command is unknown, or the attributes are malformed or too few for it.
     pub fn parse(command: u8, attributes: &[u8]) -> Result<Self, DecodeError> {
-        let part =
-            |part: Option<_>, attribute| part.ok_or(DecodeError::Missing { object: OBJECT, attribute });
         match command {
             command::NEW_SERVICE => {
-                let service = part(Parts::parse(attributes)?.service, "IPVS_CMD_ATTR_SERVICE")?;
+                let service = required(OBJECT, Parts::parse(attributes)?.service, "IPVS_CMD_ATTR_SERVICE")?;
                 Service::parse(service).map(Self::Service)
             }
             command::NEW_DEST => {
-                let destination = part(Parts::parse(attributes)?.destination, "IPVS_CMD_ATTR_DEST")?;
+                let destination =
+                    required(OBJECT, Parts::parse(attributes)?.destination, "IPVS_CMD_ATTR_DEST")?;
                 Destination::parse(destination).map(Self::Destination)
             }
             command::SET_CONFIG => Timeouts::parse(attributes).map(Self::Config),
@@ -113,11 +112,9 @@ impl Info {
                 _ => {}
             }
         }
-        let required =
-            |value: Option<u32>, attribute| value.ok_or(DecodeError::Missing { object: OBJECT, attribute });
         Ok(Self {
-            version: required(version, "IPVS_INFO_ATTR_VERSION")?,
-            connection_table_size: required(size, "IPVS_INFO_ATTR_CONN_TAB_SIZE")?,
+            version: required(OBJECT, version, "IPVS_INFO_ATTR_VERSION")?,
+            connection_table_size: required(OBJECT, size, "IPVS_INFO_ATTR_CONN_TAB_SIZE")?,
         })
     }
 }

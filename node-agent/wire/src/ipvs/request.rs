@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     DecodeError,
-    attribute::{Writer, attributes, emitable},
+    attribute::{Writer, attributes, emitable, required},
     message::Flags,
 };
 
@@ -100,10 +100,8 @@ impl Request {
     /// When the command is unknown, or the attributes are malformed or too few for it.
     pub fn parse(command: u8, attributes: &[u8]) -> Result<Self, DecodeError> {
         let Parts { service, destination } = Parts::parse(attributes)?;
-        let part =
-            |part: Option<_>, attribute| part.ok_or(DecodeError::Missing { object: OBJECT, attribute });
-        let service_part = || part(service, "IPVS_CMD_ATTR_SERVICE");
-        let destination_part = || part(destination, "IPVS_CMD_ATTR_DEST");
+        let service_part = || required(OBJECT, service, "IPVS_CMD_ATTR_SERVICE");
+        let destination_part = || required(OBJECT, destination, "IPVS_CMD_ATTR_DEST");
         Ok(match command {
             command::NEW_SERVICE => Self::NewService(Service::parse(service_part()?)?),
             command::SET_SERVICE => Self::SetService(Service::parse(service_part()?)?),

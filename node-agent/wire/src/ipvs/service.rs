@@ -8,7 +8,7 @@ use std::{
 use super::Statistics;
 use crate::{
     DecodeError, Family, IpProtocol,
-    attribute::{Writer, attributes, inet_address},
+    attribute::{Writer, attributes, inet_address, required},
     name::Name,
 };
 
@@ -269,12 +269,12 @@ impl<'a> Fields<'a> {
     }
 
     fn key(&self) -> Result<ServiceKey, DecodeError> {
-        let family = Family::from_number(OBJECT, required(self.family, "IPVS_SVC_ATTR_AF")?)?;
+        let family = Family::from_number(OBJECT, required(OBJECT, self.family, "IPVS_SVC_ATTR_AF")?)?;
         // As the kernel does: where there is a mark, the rest is not looked at.
         if let Some(mark) = self.mark {
             return Ok(ServiceKey::FirewallMark { family, mark });
         }
-        let protocol = required(self.protocol, "IPVS_SVC_ATTR_PROTOCOL")?;
+        let protocol = required(OBJECT, self.protocol, "IPVS_SVC_ATTR_PROTOCOL")?;
         let protocol = u8::try_from(protocol).map_err(|_| DecodeError::Value {
             object: OBJECT,
             field: "protocol",
@@ -282,19 +282,19 @@ impl<'a> Fields<'a> {
         })?;
         Ok(ServiceKey::Address {
             protocol: IpProtocol(protocol),
-            address: required(self.address, "IPVS_SVC_ATTR_ADDR")?.inet_address(family)?,
-            port: required(self.port, "IPVS_SVC_ATTR_PORT")?,
+            address: required(OBJECT, self.address, "IPVS_SVC_ATTR_ADDR")?.inet_address(family)?,
+            port: required(OBJECT, self.port, "IPVS_SVC_ATTR_PORT")?,
         })
     }
 
     fn service(self) -> Result<Service, DecodeError> {
         let key = self.key()?;
-        let netmask = required(self.netmask, "IPVS_SVC_ATTR_NETMASK")?;
+        let netmask = required(OBJECT, self.netmask, "IPVS_SVC_ATTR_NETMASK")?;
         Ok(Service {
             key,
             scheduler: self.scheduler,
-            flags: required(self.flags, "IPVS_SVC_ATTR_FLAGS")?,
-            timeout: required(self.timeout, "IPVS_SVC_ATTR_TIMEOUT")?,
+            flags: required(OBJECT, self.flags, "IPVS_SVC_ATTR_FLAGS")?,
+            timeout: required(OBJECT, self.timeout, "IPVS_SVC_ATTR_TIMEOUT")?,
             netmask: match key.family() {
                 Family::V4 => Netmask::V4(Ipv4Addr::from(netmask)),
                 Family::V6 => Netmask::V6(u32::from_ne_bytes(netmask)),
@@ -303,8 +303,4 @@ impl<'a> Fields<'a> {
             statistics: self.wide_statistics.or(self.statistics),
         })
     }
-}
-
-fn required<T>(value: Option<T>, attribute: &'static str) -> Result<T, DecodeError> {
-    value.ok_or(DecodeError::Missing { object: OBJECT, attribute })
 }

@@ -1,0 +1,61 @@
+//! Every truncation and every flipped bit of every captured datagram: an error or other content, no panic.
+#![cfg(target_endian = "little")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+mod capture;
+
+use nodenet_wire::{
+    ipset, ipvs,
+    message::{Kind, Messages},
+};
+
+fn decode(datagram: &[u8]) {
+    for message in Messages::new(datagram).flatten() {
+        let _ = message.kind().map(|kind| {
+            if let Kind::Error(error) = kind {
+                drop(error.to_string())
+            }
+        });
+        let (header, payload) = (message.header, message.payload);
+        let _ = ipvs::Reply::parse_payload(payload);
+        if let Some((command, attributes)) =
+            payload.split_first().zip(payload.get(4..)).map(|((c, _), a)| (c, a))
+        {
+            let _ = ipvs::Request::parse(*command, attributes);
+        }
+        let _ = ipset::Request::parse(header.message_type, header.flags, payload);
+        if let Ok(ipset::Reply::List(listing)) = ipset::Reply::parse(header.message_type, payload) {
+            listing.entries().for_each(|entry| drop(entry));
+        }
+    }
+}
+
+/// Cuts at every byte, of the datagram and of its last message, and flips every bit.
+fn damage(datagram: &[u8]) {
+    let mut bytes = datagram.to_vec();
+    for place in 0..bytes.len() {
+        decode(&datagram[..place]);
+        for bit in 0..8 {
+            bytes[place] ^= 1 << bit;
+            decode(&bytes);
+            bytes[place] ^= 1 << bit;
+        }
+    }
+    // The header agrees with the cut, so that the codecs behind it see it too.
+    for length in 16..datagram.len() {
+        bytes.truncate(datagram.len());
+        let mut cut = datagram[..length].to_vec();
+        cut[..4].copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
+        decode(&cut);
+    }
+}
+
+#[test]
+fn damaged_captures_never_panic() {
+    for capture in capture::ipvs().iter().chain(&capture::ipset()).chain(&capture::extack()) {
+        for datagram in capture.sent.iter().chain(&capture.received) {
+            // A bit in the middle of a listing is a bit in any entry of it.
+            damage(&datagram[..datagram.len().min(700)]);
+        }
+    }
+}
