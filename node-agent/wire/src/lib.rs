@@ -15,7 +15,7 @@
 //!
 //! [`message::append`] puts complete messages one behind the other, whatever their family, so that a single
 //! `sendmsg` carries them all. Each keeps its own sequence number; the kernel works them off in order,
-//! answers each, and goes on after one that failed.
+//! answers each, and goes on after one that failed. Put at most [`message::MOST_PER_SEND`] into one.
 //!
 //! ```
 //! use nodenet_wire::{
@@ -83,6 +83,7 @@
 
 pub mod arp;
 mod attribute;
+pub mod conntrack;
 mod error;
 pub mod ethernet;
 pub mod extack;

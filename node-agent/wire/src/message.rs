@@ -10,6 +10,14 @@ use crate::{DecodeError, extack::KernelError};
 /// Size of `struct nlmsghdr`.
 pub const HEADER_LENGTH: usize = 16;
 
+/// Most messages to put into one send, so that even if all are answered the answers fit the receive buffer.
+///
+/// The kernel works off the whole send before it returns, and an answer occupies 768 bytes of the receive
+/// buffer however short it is: the usual 212,992 bytes (`net.core.rmem_default`) overflow at the 280th,
+/// with ENOBUFS on the next receive and everything after it lost. Clearing `NLM_F_ACK` of all messages but the
+/// last saves most answers, since errors are sent in any case.
+pub const MOST_PER_SEND: usize = 256;
+
 const OBJECT: &str = "netlink message";
 
 /// A request that knows its header's flags.

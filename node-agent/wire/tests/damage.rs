@@ -25,7 +25,7 @@ fn decode(datagram: &[u8]) {
         }
         let _ = ipset::Request::parse(header.message_type, header.flags, payload);
         if let Ok(ipset::Reply::List(listing)) = ipset::Reply::parse(header.message_type, payload) {
-            listing.entries().for_each(|entry| drop(entry));
+            listing.entries().for_each(drop);
         }
     }
 }

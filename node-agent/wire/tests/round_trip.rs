@@ -267,7 +267,7 @@ fn decode(bytes: &[u8], command: u8, flags: u16) {
     let message_type = u16::from_be_bytes([ipset::SUBSYSTEM, command]);
     let _ = ipset::Request::parse(message_type, flags, bytes);
     if let Ok(ipset::Reply::List(listing)) = ipset::Reply::parse(message_type, bytes) {
-        listing.entries().for_each(|entry| drop(entry));
+        listing.entries().for_each(drop);
     }
     let _ = KernelError::of_error(flags, bytes);
     let _ = KernelError::of_done(flags, bytes);
