@@ -1,0 +1,203 @@
+//! Tracked connections of backends that went.
+//!
+//! A UDP or SCTP client that keeps sending would stay bound to the removed backend for as long as it does.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::NetlinkHeader;
+use nodenet_wire::{
+    Family as WireFamily, IpProtocol,
+    conntrack::{Connection as Tracked, Request},
+    message::Flags,
+};
+
+use super::{
+    ipvs,
+    transport::{Connection, TransportError},
+};
+use crate::{
+    kernel::KernelError,
+    state::{Family, Protocol, RealServerKey, VirtualServerKey},
+};
+
+/// Which connections: those of a virtual server to one real server, or to any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Selection {
+    pub(super) server: VirtualServerKey,
+    pub(super) backend: Option<RealServerKey>,
+}
+
+impl Selection {
+    /// Address family and protocols of its connections. TCP connections end by themselves.
+    fn tables(&self) -> Vec<(WireFamily, Protocol)> {
+        match self.server {
+            VirtualServerKey::Address(Protocol::TCP, ..) => Vec::new(),
+            VirtualServerKey::Address(protocol, address, _) => vec![(WireFamily::of(address), protocol)],
+            VirtualServerKey::FirewallMark(family, _) => {
+                let family = match family {
+                    Family::V4 => WireFamily::V4,
+                    Family::V6 => WireFamily::V6,
+                };
+                vec![(family, Protocol::UDP), (family, Protocol::SCTP)]
+            }
+        }
+    }
+
+    fn covers(&self, connection: &Tracked) -> bool {
+        let to = |address: IpAddr, port: u16, protocol: Protocol| {
+            connection.original.destination == address
+                && connection.original.destination_port == port
+                && connection.original.protocol == IpProtocol(protocol.number())
+        };
+        let of_server = match self.server {
+            VirtualServerKey::Address(protocol, address, port) => to(address, port, protocol),
+            // The mark of the packets is not kept; what was translated to the backend and is not addressed to it is
+            // a connection through some virtual server.
+            VirtualServerKey::FirewallMark(..) => {
+                self.backend.is_some() && connection.original.destination != connection.reply.source
+            }
+        };
+        of_server
+            && self.backend.is_none_or(|backend| {
+                connection.reply.source == backend.address && connection.reply.source_port == backend.port
+            })
+    }
+
+    pub(super) fn words(&self) -> String {
+        let server = ipvs::name(self.server);
+        match self.backend {
+            Some(backend) => {
+                format!("connections to {} of {server}", SocketAddr::new(backend.address, backend.port))
+            }
+            None => format!("connections of {server}"),
+        }
+    }
+}
+
+/// Forgets connections. One reading of a protocol's table serves all selections.
+pub(super) fn forget(
+    netfilter: &mut Connection,
+    selections: &[Selection],
+) -> Vec<(usize, KernelError)> {
+    let mut failed = Vec::new();
+    let tables: BTreeSet<_> = selections.iter().flat_map(Selection::tables).collect();
+    for (family, protocol) in tables {
+        let concerned =
+            || selections.iter().enumerate().filter(|(_, it)| it.tables().contains(&(family, protocol)));
+        let connections = match select(netfilter, family, protocol, selections) {
+            Ok(connections) => connections,
+            Err(error) if error.errno().is_some() => {
+                let errno = error.errno().unwrap_or_default();
+                failed.extend(concerned().map(|(index, selection)| {
+                    let error = KernelError::Refused {
+                        operation: "forget",
+                        object: selection.words(),
+                        errno,
+                        message: None,
+                    };
+                    (index, error)
+                }));
+                continue;
+            }
+            Err(error) => {
+                if let Some((index, selection)) = concerned().next() {
+                    failed.push((index, error.about("forget", selection.words())));
+                }
+                continue;
+            }
+        };
+        let mut batch = netfilter.batch();
+        for (_, connection) in &connections {
+            let request = Request::Delete(*connection);
+            batch.push(request.flags(), &request);
+        }
+        for (index, error) in batch.finish() {
+            // It ended meanwhile.
+            if error.errno() == Some(libc::ENOENT) {
+                continue;
+            }
+            if let Some((selection, _)) = connections.get(index)
+                && let Some(words) = selections.get(*selection).map(Selection::words)
+            {
+                failed.push((*selection, error.about("forget", words)));
+            }
+        }
+    }
+    failed.sort_by_key(|(index, _)| *index);
+    failed.dedup_by_key(|(index, _)| *index);
+    failed
+}
+
+/// Connections that a selection covers, each with the first that does.
+fn select(
+    netfilter: &mut Connection,
+    family: WireFamily,
+    protocol: Protocol,
+    selections: &[Selection],
+) -> Result<Vec<(usize, Tracked)>, TransportError> {
+    let request = Request::List { family, protocol: IpProtocol(protocol.number()) };
+    netfilter.dump(&request, |found: &mut Vec<_>, _: &NetlinkHeader, payload| {
+        if let Some(connection) = Tracked::parse_payload(payload)?
+            && let Some(index) = selections.iter().position(|selection| selection.covers(&connection))
+        {
+            found.push((index, connection));
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use nodenet_wire::conntrack::Tuple;
+
+    use super::*;
+
+    fn connection() -> Tracked {
+        let tuple = |source: &str, source_port, destination: &str, destination_port| Tuple {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            protocol: IpProtocol::UDP,
+            source_port,
+            destination_port,
+        };
+        Tracked {
+            original: tuple("10.0.0.9", 40000, "10.96.0.10", 53),
+            reply: tuple("10.1.0.3", 5353, "10.0.0.9", 40000),
+            id: None,
+            zone: 0,
+        }
+    }
+
+    fn selection(protocol: Protocol, address: &str, port: u16, backend: Option<(&str, u16)>) -> Selection {
+        Selection {
+            server: VirtualServerKey::Address(protocol, address.parse().unwrap(), port),
+            backend: backend
+                .map(|(address, port)| RealServerKey { address: address.parse().unwrap(), port }),
+        }
+    }
+
+    #[test]
+    fn a_selection_covers_its_servers_connections_alone() {
+        let covers = |selection: Selection| selection.covers(&connection());
+        assert!(covers(selection(Protocol::UDP, "10.96.0.10", 53, None)));
+        assert!(covers(selection(Protocol::UDP, "10.96.0.10", 53, Some(("10.1.0.3", 5353)))));
+        assert!(!covers(selection(Protocol::UDP, "10.96.0.10", 53, Some(("10.1.0.4", 5353)))));
+        assert!(!covers(selection(Protocol::UDP, "10.96.0.10", 54, None)));
+        assert!(!covers(selection(Protocol::SCTP, "10.96.0.10", 53, None)));
+        assert!(!covers(selection(Protocol::UDP, "10.96.0.11", 53, None)));
+    }
+
+    #[test]
+    fn a_mark_covers_what_was_translated_to_the_backend() {
+        let mark = |backend: Option<(&str, u16)>| Selection {
+            server: VirtualServerKey::FirewallMark(Family::V4, 9),
+            ..selection(Protocol::UDP, "10.0.0.1", 1, backend)
+        };
+        assert!(mark(Some(("10.1.0.3", 5353))).covers(&connection()));
+        assert!(!mark(Some(("10.1.0.3", 80))).covers(&connection()));
+        assert!(!mark(None).covers(&connection()));
+    }
+}

@@ -1,0 +1,277 @@
+//! Our chains and the jumps to them, by the host's iptables.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    io::{self, Write},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+use super::namespace::Namespace;
+use crate::{
+    filter,
+    kernel::KernelError,
+    state::{Family, PREFIX, Ruleset},
+};
+
+/// Which of the kernel's two packet filters `iptables` speaks to. They see the same packets but not each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PacketFilterMode {
+    /// The one that the host uses: see [`Rules::settle`].
+    #[default]
+    Auto,
+    /// nftables by `iptables-nft`.
+    Nft,
+    /// The older tables by `iptables-legacy`.
+    Legacy,
+}
+
+/// Chains that a kubelet makes; where they are is what the host uses.
+const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
+/// Where programs of root are when `PATH` does not say so.
+const PLACES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+/// Chain that is made and removed in one transaction to see whether writing works.
+const PROBE: &str = "NODENET-PROBE";
+/// Longest part of a program's words in an error.
+const WORDS: usize = 1024;
+
+/// The packet filter of a network namespace.
+pub(super) struct Rules {
+    namespace: Namespace,
+    wanted: PacketFilterMode,
+    settled: Option<Programs>,
+    run: u64,
+}
+
+/// One set of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Programs {
+    mode: PacketFilterMode,
+    /// `iptables<infix>-save`
+    infix: &'static str,
+}
+
+const NFT: Programs = Programs { mode: PacketFilterMode::Nft, infix: "-nft" };
+const LEGACY: Programs = Programs { mode: PacketFilterMode::Legacy, infix: "-legacy" };
+/// Where the host has but one.
+const PLAIN: Programs = Programs { mode: PacketFilterMode::Auto, infix: "" };
+
+impl Programs {
+    fn name(self, family: Family, what: &str) -> String {
+        let family = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{family}{}-{what}", self.infix)
+    }
+}
+
+impl Rules {
+    pub(super) fn new(namespace: Namespace, wanted: PacketFilterMode) -> Self {
+        let settled = match wanted {
+            PacketFilterMode::Auto => None,
+            PacketFilterMode::Nft => Some(NFT),
+            PacketFilterMode::Legacy => Some(LEGACY),
+        };
+        Self { namespace, wanted, settled, run: 0 }
+    }
+
+    /// Programs run so far.
+    pub(super) fn programs_run(&self) -> u64 {
+        self.run
+    }
+
+    /// The mode in use, once it is known.
+    pub(super) fn mode(&self) -> Option<PacketFilterMode> {
+        self.settled.map(|programs| programs.mode)
+    }
+
+    /// Reads our chains and jumps of both families. A family without any is left out.
+    pub(super) fn read(&mut self) -> Result<BTreeMap<Family, Ruleset>, KernelError> {
+        let programs = match self.settled {
+            Some(programs) => programs,
+            None => match self.candidates()?.first() {
+                Some(candidate) => {
+                    if candidate.ours {
+                        self.settled = Some(candidate.programs);
+                    }
+                    candidate.programs
+                }
+                None => return Ok(BTreeMap::new()),
+            },
+        };
+        let mut rules = BTreeMap::new();
+        for family in [Family::V4, Family::V6] {
+            if let Some(text) = self.save(programs, family)? {
+                let ruleset = filter::parse(family, &text);
+                if ruleset != Ruleset::default() {
+                    rules.insert(family, ruleset);
+                }
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Makes our chains and jumps of a family those wanted, in one run of `iptables-restore`. Whether anything had to
+    /// be done.
+    pub(super) fn replace(&mut self, family: Family, wanted: &Ruleset) -> Result<bool, KernelError> {
+        let programs = self.settle()?;
+        let Some(text) = self.save(programs, family)? else {
+            return Err(no_program(family, &programs.name(family, "save")));
+        };
+        let text = filter::restore_text(wanted, &filter::parse(family, &text));
+        if text.is_empty() {
+            return Ok(false);
+        }
+        self.restore(programs, family, &text)?;
+        Ok(true)
+    }
+
+    /// Which programs to use: those that have our chains already; otherwise the side that a kubelet uses, otherwise
+    /// the side with more rules, otherwise nftables; and only if writing works there, because `iptables-nft-save`
+    /// succeeds on kernels where `iptables-nft` can change nothing.
+    fn settle(&mut self) -> Result<Programs, KernelError> {
+        if let Some(programs) = self.settled {
+            return Ok(programs);
+        }
+        let mut first_error = None;
+        for candidate in self.candidates()? {
+            if !candidate.ours
+                && let Err(error) = self.probe(candidate.programs)
+            {
+                first_error.get_or_insert(error);
+                continue;
+            }
+            self.settled = Some(candidate.programs);
+            return Ok(candidate.programs);
+        }
+        Err(first_error.unwrap_or_else(|| no_program(Family::V4, "iptables-save")))
+    }
+
+    /// The programs that are there, the most likely first.
+    fn candidates(&mut self) -> Result<Vec<Candidate>, KernelError> {
+        debug_assert_eq!(self.wanted, PacketFilterMode::Auto);
+        let mut candidates = Vec::new();
+        for programs in [NFT, LEGACY] {
+            candidates.extend(self.candidate(programs)?);
+        }
+        if candidates.is_empty() {
+            candidates.extend(self.candidate(PLAIN)?);
+        }
+        // Stable: nftables first among equals.
+        candidates.sort_by_key(|it| std::cmp::Reverse((it.ours, it.hinted, it.rules)));
+        Ok(candidates)
+    }
+
+    fn candidate(&mut self, programs: Programs) -> Result<Option<Candidate>, KernelError> {
+        let Some(text) = self.save(programs, Family::V4)? else { return Ok(None) };
+        let ours = format!(":{PREFIX}");
+        Ok(Some(Candidate {
+            programs,
+            ours: text.lines().any(|line| line.starts_with(&ours)),
+            hinted: text.lines().any(|line| HINTS.iter().any(|hint| line.starts_with(hint))),
+            rules: text.lines().filter(|line| line.starts_with("-A ")).count(),
+        }))
+    }
+
+    /// Makes a chain and removes it in one transaction.
+    fn probe(&mut self, programs: Programs) -> Result<(), KernelError> {
+        let text = format!(
+            "*filter\n:{PROBE} - [0:0]\n-A {PROBE} -j RETURN\n-F {PROBE}\n-X {PROBE}\nCOMMIT\n"
+        );
+        self.restore(programs, Family::V4, &text)
+    }
+
+    /// All rules of a family; `None` where the program is not there.
+    fn save(&mut self, programs: Programs, family: Family) -> Result<Option<String>, KernelError> {
+        let name = programs.name(family, "save");
+        let Some(program) = find(&name) else { return Ok(None) };
+        let output = self.output(Command::new(program), &name, "")?;
+        if !output.status.success() {
+            return Err(failed("read", family, name, &output));
+        }
+        Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
+    fn restore(&mut self, programs: Programs, family: Family, text: &str) -> Result<(), KernelError> {
+        let name = programs.name(family, "restore");
+        let Some(program) = find(&name) else { return Err(no_program(family, &name)) };
+        let mut command = Command::new(program);
+        // Another hand may hold the lock of the older tables for a while.
+        command.args(["--noflush", "--wait", "10"]);
+        let output = self.output(command, &name, text)?;
+        if output.status.success() { Ok(()) } else { Err(failed("replace", family, name, &output)) }
+    }
+
+    fn output(&mut self, mut command: Command, name: &str, input: &str) -> Result<Output, KernelError> {
+        self.run += 1;
+        command.env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let outcome = self.namespace.run(|| {
+            let mut child = command.spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                // A program that ends before it read everything says why by itself.
+                match stdin.write_all(input.as_bytes()) {
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+                    _ => {}
+                }
+            }
+            child.wait_with_output()
+        })?;
+        outcome.map_err(|source| KernelError::Io { operation: "run", object: name.to_owned(), source })
+    }
+}
+
+/// Programs that are there, and what speaks for them.
+struct Candidate {
+    programs: Programs,
+    ours: bool,
+    hinted: bool,
+    rules: usize,
+}
+
+fn object(family: Family) -> String {
+    match family {
+        Family::V4 => "IPv4 packet filter rules".to_owned(),
+        Family::V6 => "IPv6 packet filter rules".to_owned(),
+    }
+}
+
+fn no_program(family: Family, name: &str) -> KernelError {
+    KernelError::Io {
+        operation: "replace",
+        object: object(family),
+        source: io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no program {name}; install iptables"),
+        ),
+    }
+}
+
+fn failed(operation: &'static str, family: Family, program: String, output: &Output) -> KernelError {
+    KernelError::Program {
+        operation,
+        object: object(family),
+        program,
+        status: output.status,
+        stderr: shortened(&output.stderr),
+    }
+}
+
+/// What a program said, as long as it fits an error.
+pub(super) fn shortened(words: &[u8]) -> String {
+    let words = String::from_utf8_lossy(words);
+    let words = words.trim();
+    match words.char_indices().nth(WORDS) {
+        Some((end, _)) => format!("{}…", words.get(..end).unwrap_or_default()),
+        None => words.to_owned(),
+    }
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(PLACES.iter().map(PathBuf::from))
+        .map(|place| place.join(name))
+        .find(|program| program.is_file())
+}
