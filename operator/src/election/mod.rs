@@ -321,7 +321,11 @@ impl<S: LeaseStore> Election<S> {
             duration: self.timing.lease,
             acquired: if acquire { Some(now) } else { current.and_then(|c| c.acquired) },
             renewed: Some(now),
-            transitions: if acquire && current.is_some() { transitions.saturating_add(1) } else { transitions },
+            transitions: if acquire && current.is_some() {
+                transitions.saturating_add(1)
+            } else {
+                transitions
+            },
         }
     }
 

@@ -1,0 +1,201 @@
+//! Watches: one task for each kind, all into one channel.
+//!
+//! An object that cannot be decoded is a message like any other and stops nothing. A watch that breaks is taken up
+//! again where it was; where that is too long ago, the kind is listed anew, and only the end of the new list says what
+//! is gone. A kind that cannot be read at all (no such CRD, no right to) is retried for ever at a bounded pace and
+//! disturbs no other.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use nodenet_crds::{LABEL_SERVICE_NAME, NodeNetSlice, NodeNetState, VirtualIP};
+use nodenet_planner::{Change, Kind, Object, ObjectRef};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+
+/// Server-side end of a watch, seconds. A connection that died silently is noticed a little later than this.
+const WATCH_SECONDS: u32 = 45;
+/// Objects of a page when a kind is listed.
+const PAGE: u32 = 500;
+/// First and longest pause after a watch failed.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A watch that says nothing for this long after a failure has recovered: a failing one says so sooner.
+const RECOVERED: Duration = Duration::from_secs(4);
+
+/// A change and when it arrived here.
+#[derive(Debug)]
+pub struct Seen {
+    /// What happened.
+    pub change: Change,
+    /// When it arrived.
+    pub at: Instant,
+}
+
+/// Starts all watches on the current runtime. They end with the receiver.
+pub fn start(
+    client: &Client,
+    node_namespace: &str,
+    metrics: &Metrics,
+    health: &Health,
+) -> mpsc::Receiver<Seen> {
+    let (sender, receiver) = mpsc::channel(1024);
+    let watch =
+        |kind| Watch { kind, sender: sender.clone(), metrics: metrics.clone(), health: health.clone() };
+    tokio::spawn(watch(Kind::Node).run::<Node>(Api::all(client.clone())));
+    tokio::spawn(watch(Kind::Service).run::<Service>(Api::all(client.clone())));
+    tokio::spawn(watch(Kind::EndpointSlice).run::<EndpointSlice>(Api::all(client.clone())));
+    tokio::spawn(watch(Kind::Lease).run::<Lease>(Api::namespaced(client.clone(), node_namespace)));
+    tokio::spawn(watch(Kind::VirtualIP).run::<VirtualIP>(Api::all(client.clone())));
+    tokio::spawn(watch(Kind::NodeNetState).run::<NodeNetState>(Api::all(client.clone())));
+    tokio::spawn(watch(Kind::NodeNetSlice).run::<NodeNetSlice>(Api::all(client.clone())));
+    receiver
+}
+
+struct Watch {
+    kind: Kind,
+    sender: mpsc::Sender<Seen>,
+    metrics: Metrics,
+    health: Health,
+}
+
+/// The receiver is gone: the operator ends.
+struct Ended;
+
+impl Watch {
+    async fn run<K>(self, api: Api<DeserializeGuard<K>>)
+    where
+        K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+        K::DynamicType: Default + Eq + std::hash::Hash + Clone,
+        Object: From<K>,
+    {
+        let mut pause = PAUSE.0;
+        let mut complaint = None;
+        while let Ok(error) = self.until_it_breaks(&api, &mut pause, &mut complaint).await {
+            self.metrics.watch_restarted(self.kind);
+            // That the server's history is too short is ordinary: the list follows.
+            if !matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
+                let text = explain(&error);
+                self.health.unreadable(self.kind, &text);
+                if complaint.as_ref() != Some(&text) {
+                    warn!("{} cannot be read: {text}", self.kind);
+                    complaint = Some(text);
+                }
+            }
+            if self.send(Change::Lost(self.kind)).await.is_err() {
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Lists and watches until an error; an ordinary end of a connection is none. Every error is followed by a new
+    /// list: only that tells what was missed.
+    async fn until_it_breaks<K>(
+        &self,
+        api: &Api<DeserializeGuard<K>>,
+        pause: &mut Duration,
+        complaint: &mut Option<String>,
+    ) -> Result<watcher::Error, Ended>
+    where
+        K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+        K::DynamicType: Default + Eq + std::hash::Hash + Clone,
+        Object: From<K>,
+    {
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+        let mut stream = pin!(watcher(api.clone(), config));
+        let mut listed = false;
+        loop {
+            let event = if complaint.is_some() && listed {
+                match timeout(RECOVERED, stream.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        *complaint = None;
+                        *pause = PAUSE.0;
+                        self.health.readable(self.kind);
+                        info!("{} can be read again", self.kind);
+                        continue;
+                    }
+                }
+            } else {
+                stream.next().await
+            };
+            match event {
+                None => return Err(Ended),
+                Some(Err(error)) => return Ok(error),
+                Some(Ok(event)) => {
+                    if matches!(event, Event::InitDone) {
+                        listed = true;
+                        if complaint.is_none() {
+                            *pause = PAUSE.0;
+                            self.health.readable(self.kind);
+                        }
+                    }
+                    self.send(self.change(event)).await?;
+                }
+            }
+        }
+    }
+
+    fn change<K>(&self, event: Event<DeserializeGuard<K>>) -> Change
+    where
+        K: Resource,
+        K::DynamicType: Default,
+        Object: From<K>,
+    {
+        match event {
+            Event::Init => Change::Listing(self.kind),
+            Event::InitDone => Change::Synced(self.kind),
+            Event::Delete(guard) => Change::Delete(self.name(guard.meta())),
+            Event::InitApply(guard) | Event::Apply(guard) => match guard.0 {
+                Ok(mut object) => {
+                    object.managed_fields_mut().clear();
+                    Change::Upsert(object.into())
+                }
+                Err(invalid) => Change::Undecodable {
+                    object: self.name(&invalid.metadata),
+                    service: (self.kind == Kind::EndpointSlice)
+                        .then(|| invalid.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME).cloned())
+                        .flatten(),
+                    error: invalid.error,
+                },
+            },
+        }
+    }
+
+    fn name(&self, metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectRef {
+        ObjectRef {
+            kind: self.kind,
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
+    async fn send(&self, change: Change) -> Result<(), Ended> {
+        self.sender.send(Seen { change, at: Instant::now() }).await.map_err(|_| Ended)
+    }
+}
+
+/// The error in words, with what helps where that is known.
+fn explain(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(e)
+        | watcher::Error::WatchStartFailed(e)
+        | watcher::Error::WatchFailed(e) => crate::publish::explain(e),
+        watcher::Error::WatchError(status) => format!("{} ({})", status.message, status.code),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}
