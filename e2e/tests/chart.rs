@@ -339,8 +339,8 @@ fn rights_are_exactly_these() {
         nodenet-agent in default: create patch: events [events.k8s.io]
         nodenet-agent in nodenet-nodes: get create update patch: leases [coordination.k8s.io]
         nodenet-agent in some-where: get: leases [coordination.k8s.io] called nodenet-operator
-        nodenet-cleanup in (cluster): get list delete: nodenetstates [nodenet.dev]
-        nodenet-cleanup in (cluster): get list patch update delete: nodenetslices [nodenet.dev]
+        nodenet-cleanup in (cluster): list delete: nodenetstates [nodenet.dev]
+        nodenet-cleanup in (cluster): list patch delete: nodenetslices [nodenet.dev]
         nodenet-operator in (cluster): create patch: events [events.k8s.io]
         nodenet-operator in (cluster): get list watch create update patch delete: nodenetstates, nodenetslices [nodenet.dev]
         nodenet-operator in (cluster): get list watch: endpointslices [discovery.k8s.io]

@@ -18,7 +18,7 @@ fn a_service_made_by_hand_answers_an_outside_client() {
     assert_eq!(node.run(&["curl", "-sk", "--max-time", "5", &api]).unwrap(), "ok");
 
     // Pods answer across nodes, and see who asks.
-    let seen = lab.place("web-1").ask(Transport::Udp, "10.244.5.24:8080".parse().unwrap(), 1).unwrap();
+    let seen = lab.place("web-1").ask(Transport::Udp, "10.244.5.24:80".parse().unwrap(), 1).unwrap();
     assert_eq!(seen[0].answer.as_deref(), Some("web-3"), "{seen:?}");
     assert_eq!(seen[0].source, Some("10.244.3.32".parse().unwrap()));
 
@@ -27,7 +27,7 @@ fn a_service_made_by_hand_answers_an_outside_client() {
         &["sh", "-e"],
         "ipvsadm -A -t 192.168.0.11:30981 -s rr\n\
          for pod in 10.244.3.32 10.244.5.23 10.244.5.24; do\n\
-             ipvsadm -a -t 192.168.0.11:30981 -r $pod:8080 -m\n\
+             ipvsadm -a -t 192.168.0.11:30981 -r $pod:80 -m\n\
          done\n\
          echo 1 > /proc/sys/net/ipv4/vs/conntrack\n\
          iptables-legacy -t nat -A POSTROUTING -s 192.168.0.100 -j MASQUERADE\n",

@@ -1,11 +1,14 @@
 //! Developer commands of the workspace: `cargo xtask --help`.
 
 use clap::{Parser, Subcommand};
-use nodenet_e2e::xtask::{cluster, guest, setup};
+use nodenet_e2e::xtask::{cluster, crds, demo, enter, guest, setup, test};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(
+    name = "cargo xtask",
+    about = "Developer commands of the workspace; those that start a lab need root"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -13,18 +16,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::DemoArguments),
+    Test(test::TestArguments),
+    Crds(crds::CrdsArguments),
+    Cluster(cluster::ClusterArguments),
     Guest(guest::GuestArguments),
     GuestTest(guest::GuestTestArguments),
-    Cluster(cluster::ClusterArguments),
+    Enter(enter::EnterArguments),
     /// Installs packages and builds the control plane, as the other commands do on their first run.
     Setup,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Crds(arguments) => crds::run(&arguments),
+        Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
         Task::GuestTest(arguments) => guest::test(&arguments),
-        Task::Cluster(arguments) => cluster::run(&arguments),
+        Task::Enter(arguments) => enter::run(&arguments),
         Task::Setup => setup::run(),
     };
     match result {

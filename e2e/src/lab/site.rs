@@ -54,6 +54,11 @@ impl Site {
         Ok(site)
     }
 
+    /// The network namespaces of the labs that run on this host.
+    pub fn running() -> Vec<String> {
+        namespaces().into_iter().filter(|name| alive(name)).collect()
+    }
+
     /// Runs a batch of `ip` commands in the namespace.
     ///
     /// # Errors
@@ -101,17 +106,25 @@ impl Drop for Site {
     }
 }
 
+/// Whether the process that a lab is named after still runs.
+fn alive(name: &str) -> bool {
+    let id = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+    id.is_some_and(|id| Path::new("/proc").join(id).exists())
+}
+
+/// The network namespaces of all labs.
+fn namespaces() -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with(PREFIX))
+        .collect()
+}
+
 /// Removes what labs left behind whose process is gone (their programs ended with it).
 fn sweep() {
-    let alive = |name: &str| {
-        let id = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        id.is_none_or(|id| Path::new("/proc").join(id).exists())
-    };
-    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
-        if !alive(&name) {
-            let _ = Command::new("ip").args(["netns", "del", &name]).status();
-            let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
-        }
+    for name in namespaces().into_iter().filter(|name| !alive(name)) {
+        let _ = Command::new("ip").args(["netns", "del", &name]).status();
+        let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
     }
 }

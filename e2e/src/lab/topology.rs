@@ -85,12 +85,12 @@ impl Default for TopologySpec {
         Self {
             gateways: vec![net([192, 168, 0, 2])],
             nodes: vec![
-                node("k8s-master-1", 10, [10, 244, 3, 0], vec![pod("web-1", [10, 244, 3, 32], 8080)]),
+                node("k8s-master-1", 10, [10, 244, 3, 0], vec![pod("web-1", [10, 244, 3, 32], 80)]),
                 node(
                     "k8s-node-1",
                     11,
                     [10, 244, 5, 0],
-                    vec![pod("web-2", [10, 244, 5, 23], 8080), pod("web-3", [10, 244, 5, 24], 8080)],
+                    vec![pod("web-2", [10, 244, 5, 23], 80), pod("web-3", [10, 244, 5, 24], 80)],
                 ),
                 node("k8s-node-2", 12, [10, 70, 0, 0], vec![pod("prometheus", [10, 70, 0, 159], 9090)]),
             ],

@@ -104,13 +104,17 @@ fn execute(guest: &Guest, argv: Vec<String>) -> anyhow::Result<i32> {
     let ours = ["RUST_", "NODENET_", "PROPTEST_", "CARGO_"];
     exec.env =
         std::env::vars().filter(|(name, _)| ours.iter().any(|start| name.starts_with(start))).collect();
-    let code = guest.channel().stream(exec, |event| match event {
+    Ok(guest.channel().stream(exec, print_event)?)
+}
+
+/// Passes a program's output on.
+pub(super) fn print_event(event: &Event) {
+    match event {
         Event::Out { text } => {
             print!("{text}");
             let _ = std::io::stdout().flush();
         }
         Event::Err { text } => eprint!("{text}"),
         _ => {}
-    })?;
-    Ok(code)
+    }
 }

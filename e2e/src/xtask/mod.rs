@@ -2,5 +2,9 @@
 
 pub mod cargo;
 pub mod cluster;
+pub mod crds;
+pub mod demo;
+pub mod enter;
 pub mod guest;
 pub mod setup;
+pub mod test;
