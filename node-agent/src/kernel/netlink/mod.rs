@@ -21,6 +21,7 @@ pub mod owner;
 mod address;
 mod commit;
 mod conntrack;
+mod frames;
 mod ipset;
 mod ipvs;
 mod link;
