@@ -354,6 +354,12 @@ impl<K: Ord> Which<K> {
     }
 }
 
+/// The setting by which an IPv4 address that goes leaves the others of its subnet in place.
+pub fn promote_secondaries(interface: &str) -> String {
+    // A dot in the name is a slash in the dotted form, as sysctl(8) has it.
+    format!("net.ipv4.conf.{}.promote_secondaries", interface.replace('.', "/"))
+}
+
 /// Whether a setting belongs to the lane of the addresses: it must be in force before an address comes or goes.
 fn of_address_lane(sysctl: &str) -> bool {
     sysctl.ends_with(".promote_secondaries")

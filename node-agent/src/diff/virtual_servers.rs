@@ -1,0 +1,143 @@
+//! Virtual servers and their real servers.
+
+use std::collections::BTreeMap;
+
+use super::{Context, Outcome};
+use crate::state::{
+    NodeState, Operation, Protocol, RealServer, RealServerKey, Scope, VirtualServer, VirtualServerKey, Which,
+};
+
+pub(super) fn compare(
+    desired: &NodeState,
+    observed: &NodeState,
+    scope: &Scope,
+    context: &mut Context<'_>,
+    operations: &mut Vec<Operation>,
+    outcome: &mut Outcome,
+) {
+    match &scope.virtual_servers {
+        Which::All => {
+            for key in context.draining.servers() {
+                if !observed.virtual_servers.contains_key(&key) {
+                    context.draining.keep(key, |_| false);
+                }
+            }
+            for (key, wanted) in &desired.virtual_servers {
+                one(*key, Some(wanted), observed.virtual_servers.get(key), context, operations, outcome);
+            }
+            for (key, there) in &observed.virtual_servers {
+                if !desired.virtual_servers.contains_key(key) {
+                    one(*key, None, Some(there), context, operations, outcome);
+                }
+            }
+        }
+        Which::Only(keys) => {
+            for key in keys {
+                let wanted = desired.virtual_servers.get(key);
+                one(*key, wanted, observed.virtual_servers.get(key), context, operations, outcome);
+            }
+        }
+    }
+}
+
+fn one(
+    key: VirtualServerKey,
+    wanted: Option<&VirtualServer>,
+    there: Option<&VirtualServer>,
+    context: &mut Context<'_>,
+    operations: &mut Vec<Operation>,
+    outcome: &mut Outcome,
+) {
+    match (wanted, there) {
+        (Some(wanted), there) => {
+            // An address in a route of this very comparison is in no journal yet, but will be with the same claims.
+            if !context.journal.owns_virtual_server(&key) {
+                outcome.claims.virtual_servers.insert(key);
+            }
+            match there {
+                None => {
+                    context.draining.keep(key, |_| false);
+                    operations.push(Operation::AddVirtualServer(key, without_real_servers(wanted)));
+                }
+                Some(there) if !same(wanted, there) => {
+                    operations.push(Operation::SetVirtualServer(key, without_real_servers(wanted)));
+                }
+                Some(_) => {}
+            }
+            let none = BTreeMap::new();
+            let there = there.map_or(&none, |server| &server.real_servers);
+            real_servers(key, &wanted.real_servers, there, context, operations);
+        }
+        (None, Some(_)) => {
+            if context.prune.services && context.journal.owns_virtual_server(&key) {
+                context.draining.keep(key, |_| false);
+                operations.push(Operation::DeleteVirtualServer(key));
+                if !ends_by_itself(&key) {
+                    operations.push(Operation::ForgetConnections(key, None));
+                }
+            }
+        }
+        (None, None) => context.draining.keep(key, |_| false),
+    }
+}
+
+fn real_servers(
+    key: VirtualServerKey,
+    wanted: &BTreeMap<RealServerKey, RealServer>,
+    there: &BTreeMap<RealServerKey, RealServer>,
+    context: &mut Context<'_>,
+    operations: &mut Vec<Operation>,
+) {
+    for (real, server) in wanted {
+        match there.get(real) {
+            None => operations.push(Operation::AddRealServer(key, *real, *server)),
+            // In place, weight 0 included: one that is removed and added again resets its connections.
+            Some(old) if !old.same(server) => operations.push(Operation::SetRealServer(key, *real, *server)),
+            Some(_) => {}
+        }
+    }
+    context.draining.keep(key, |real| there.contains_key(real) && !wanted.contains_key(real));
+    if !context.prune.services {
+        return;
+    }
+    for (real, server) in there.iter().filter(|(real, _)| !wanted.contains_key(real)) {
+        if !ends_by_itself(&key) {
+            operations.push(Operation::DeleteRealServer(key, *real));
+            operations.push(Operation::ForgetConnections(key, Some(*real)));
+            continue;
+        }
+        let connections = server.active_connections.saturating_add(server.inactive_connections);
+        let deadline = context.now.saturating_add(context.drain_timeout);
+        if connections == 0 || context.draining.deadline(key, *real, deadline) <= context.now {
+            context.draining.end(key, *real);
+            operations.push(Operation::DeleteRealServer(key, *real));
+        } else if server.weight != 0 {
+            let quiet = RealServer { weight: 0, active_connections: 0, inactive_connections: 0, ..*server };
+            operations.push(Operation::SetRealServer(key, *real, quiet));
+        }
+    }
+}
+
+/// Whether connections have an end that the kernel sees (TCP). Others would go to a backend that is no more for as long
+/// as the client keeps sending.
+fn ends_by_itself(key: &VirtualServerKey) -> bool {
+    match key {
+        VirtualServerKey::Address(protocol, ..) => *protocol == Protocol::TCP,
+        VirtualServerKey::FirewallMark(..) => true,
+    }
+}
+
+fn same(wanted: &VirtualServer, there: &VirtualServer) -> bool {
+    wanted.scheduler == there.scheduler
+        && wanted.flags == there.flags
+        && wanted.persistence == there.persistence
+}
+
+fn without_real_servers(server: &VirtualServer) -> VirtualServer {
+    VirtualServer {
+        scheduler: server.scheduler.clone(),
+        flags: server.flags,
+        persistence: server.persistence,
+        real_servers: BTreeMap::new(),
+    }
+}
