@@ -2,11 +2,11 @@
 //! packages, the same static programs) and the programs start in them by chroot.
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
-use nodenet_e2e::lab::{cache::Cache, error::LabError};
+use nodenet_e2e::lab::{cache::Cache, error::LabError, process::output};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -70,11 +70,9 @@ fn may_chroot() -> bool {
     root
 }
 
-fn checked(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
-    output
+/// What a program prints that must succeed.
+fn says(command: &mut Command) -> String {
+    output(command, "").unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Builds both programs as the Dockerfile does, except that they are not optimised: that takes minutes. The programs by
@@ -82,10 +80,9 @@ fn checked(command: &mut Command) -> Output {
 fn programs() -> &'static BTreeMap<String, PathBuf> {
     static BUILT: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let rustc = checked(Command::new("rustc").arg("-vV"));
-        let rustc = String::from_utf8_lossy(&rustc.stdout).into_owned();
+        let rustc = says(Command::new("rustc").arg("-vV"));
         let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its host");
-        let output = checked(
+        let messages = says(
             Command::new(env!("CARGO"))
                 .args(["build", "--locked", "--message-format=json", "--target", host])
                 .args(["-p", "nodenet-operator", "-p", "nodenet-agent"])
@@ -93,7 +90,6 @@ fn programs() -> &'static BTreeMap<String, PathBuf> {
                 .env_remove("CARGO_ENCODED_RUSTFLAGS")
                 .current_dir(workspace()),
         );
-        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
         messages
             .lines()
             .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
@@ -120,14 +116,9 @@ fn chroot(tree: &Path, user: Option<&str>, argv: &[&str]) -> Command {
     if let Some(user) = user {
         command.arg(format!("--userspec={user}"));
     }
-    command.arg(tree).args(argv).env_clear().stdin(Stdio::null());
+    command.arg(tree).args(argv).env_clear();
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command
-}
-
-fn says(command: &mut Command) -> String {
-    let output = checked(command);
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Whether an ELF file asks for a dynamic loader (a program header PT_INTERP).
@@ -149,22 +140,7 @@ fn unpacked(stage: &Stage) -> Result<PathBuf, LabError> {
     packages.extend(stage.packages.iter().map(String::as_str));
     let name = format!("image-{}", packages.join("-"));
     Cache::open()?.entry(&name, |work| {
-        let run = |command: &mut Command| {
-            let failed = |code: String, output: String| LabError::Command {
-                command: format!("{command:?}"),
-                code,
-                output,
-            };
-            let output = command.current_dir(work).stdin(Stdio::null()).output();
-            match output {
-                Err(error) => Err(failed("no start".into(), error.to_string())),
-                Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-                Ok(output) => {
-                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    Err(failed(output.status.to_string(), said))
-                }
-            }
-        };
+        let run = |command: &mut Command| output(command.current_dir(work), "");
         let without = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"];
         let mut depends = Command::new("apt-cache");
         depends.args(["depends", "--recurse"]).args(without.map(|kind| format!("--no-{kind}"))).args(&packages);
@@ -195,7 +171,7 @@ fn agent_tree(stage: &Stage) -> Option<TempDir> {
         }
     };
     let tree = tempfile::tempdir().expect("a folder");
-    checked(Command::new("cp").arg("-a").arg(packages.join(".")).arg(tree.path()));
+    says(Command::new("cp").arg("-a").arg(packages.join(".")).arg(tree.path()));
     install(stage, tree.path());
     Some(tree)
 }
