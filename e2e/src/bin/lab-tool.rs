@@ -2,8 +2,9 @@
 
 use clap::{Parser, Subcommand};
 use nodenet_e2e::tool::traffic::{self, Transport};
-use nodenet_e2e::tool::{guard, init};
+use nodenet_e2e::tool::{guard, init, reaper};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -22,6 +23,13 @@ enum Call {
         log: String,
         #[arg(last = true, required = true)]
         argv: Vec<String>,
+    },
+    /// Removes a lab's remains when its owner is gone.
+    Reap {
+        #[arg(long)]
+        netns: String,
+        #[arg(long)]
+        folder: PathBuf,
     },
     /// Answers on TCP and UDP ports.
     Serve {
@@ -59,6 +67,7 @@ fn main() -> ExitCode {
     }
     let result = match Arguments::parse().call {
         Call::Guard { netns, log, argv } => guard::run(&guard::Guarded { netns, log, argv }),
+        Call::Reap { netns, folder } => reaper::run(&netns, &folder).map(|()| 0),
         Call::Serve { answer, ports } => traffic::serve(&answer, &ports).map(|()| 0),
         Call::Ask { transport, count, target } => {
             traffic::ask(transport, target, count);

@@ -1,11 +1,14 @@
 //! The place of a lab on the host: a network namespace and a folder, both named after this process and
-//! removed with the lab.
+//! removed with the lab by a process of their own (see [`crate::tool::reaper`]), also when the lab's owner
+//! is killed.
 
 use super::error::{During, LabError};
-use super::process::output;
+use super::process::{lab_tool, output};
+use crate::tool::reaper::KEEP_LOGS;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PREFIX: &str = "nodenet-lab-";
@@ -15,7 +18,7 @@ const PREFIX: &str = "nodenet-lab-";
 pub struct Site {
     name: String,
     folder: PathBuf,
-    keep: bool,
+    reaper: Child,
 }
 
 impl Site {
@@ -28,19 +31,24 @@ impl Site {
     /// The guest's end of the link, which user-mode Linux opens.
     pub const UPLINK: &'static str = "u0";
 
-    /// Makes the place, and removes those of labs whose owner is gone.
+    /// Makes the place.
     ///
     /// # Errors
     /// When the namespace or the folder cannot be made.
     pub fn create() -> Result<Self, LabError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        sweep();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
         fs::create_dir_all(folder.join("shared")).during("make", folder.display())?;
         output(Command::new("ip").args(["netns", "add", &name]), "")?;
-        let site = Self { name, folder, keep: false };
+        let reaper = Command::new(lab_tool()?)
+            .args(["reap", "--netns", &name, "--folder"])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .spawn()
+            .during("start", "the reaper")?;
+        let site = Self { name, folder, reaper };
         site.ip(&format!(
             "link set lo up\n\
              link add h0 type veth peer name {uplink}\n\
@@ -86,23 +94,19 @@ impl Site {
     pub fn log(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.log"))
     }
-
-    /// Leaves the folder behind.
-    pub fn keep(&mut self) {
-        self.keep = true;
-    }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        // Nobody is left to tell about a failure here; the next lab sweeps again.
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         if std::thread::panicking() {
-            let _ = fs::remove_dir_all(self.folder.join("etcd"));
             eprintln!("the lab's logs stay in {}", self.folder.display());
-        } else if !self.keep {
-            let _ = fs::remove_dir_all(&self.folder);
+            if let Some(pipe) = &mut self.reaper.stdin {
+                // Without this the logs are gone, and that is all.
+                let _ = pipe.write_all(KEEP_LOGS.as_bytes());
+            }
         }
+        drop(self.reaper.stdin.take());
+        let _ = self.reaper.wait();
     }
 }
 
@@ -119,12 +123,4 @@ fn namespaces() -> Vec<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.starts_with(PREFIX))
         .collect()
-}
-
-/// Removes what labs left behind whose process is gone (their programs ended with it).
-fn sweep() {
-    for name in namespaces().into_iter().filter(|name| !alive(name)) {
-        let _ = Command::new("ip").args(["netns", "del", &name]).status();
-        let _ = fs::remove_dir_all(std::env::temp_dir().join(&name));
-    }
 }

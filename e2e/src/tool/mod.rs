@@ -3,6 +3,7 @@
 pub mod guard;
 pub mod init;
 mod namespaces;
+pub mod reaper;
 mod server;
 pub mod traffic;
 
