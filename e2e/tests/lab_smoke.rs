@@ -52,3 +52,58 @@ fn a_service_made_by_hand_answers_an_outside_client() {
     let outage = longest_outage(&prober.stop().unwrap());
     assert!(outage > Duration::from_millis(20), "no outage was seen: {outage:?}");
 }
+
+#[test]
+fn a_lab_can_have_both_families_and_lose_its_api_server() {
+    let mut spec = LabSpec::default();
+    spec.cluster.service_cidrs.push("fd00:243::/112".into());
+    let both = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    spec.topology.gateways.push(both("fd00:192::2/64"));
+    for (number, node) in (1..).zip(&mut spec.topology.nodes) {
+        node.addresses.push(both(&format!("fd00:192::1{number}/64")));
+        node.pod_cidrs.push(both(&format!("fd00:244:{number}::/64")));
+        for (pod_number, pod) in (1..).zip(&mut node.pods) {
+            pod.addresses.push(format!("fd00:244:{number}::1{pod_number}").parse().unwrap());
+        }
+    }
+    spec.topology.clients[0].addresses.push(both("fd00:192::100/64"));
+    let Some(mut lab) = Lab::start_or_skip(spec).unwrap() else { return };
+
+    for (transport, from, to, answer) in [
+        (Transport::Tcp, "web-1", "[fd00:244:2::12]:80", "web-3"),
+        (Transport::Udp, "k8s-master-1", "[fd00:244:3::11]:9090", "prometheus"),
+    ] {
+        let attempts = lab.place(from).ask(transport, to.parse().unwrap(), 1).unwrap();
+        assert_eq!(attempts[0].answer.as_deref(), Some(answer), "{attempts:?}");
+    }
+    let service = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "both"},
+        "spec": {"ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]}}"#;
+    lab.cluster().apply(service).unwrap();
+    let service = lab.cluster().get(&["service", "both"]).unwrap();
+    assert_eq!(service["spec"]["clusterIPs"].as_array().unwrap().len(), 2, "{service}");
+
+    // Many requests at once.
+    std::thread::scope(|scope| {
+        for number in 0..40 {
+            let place = lab.place(if number % 2 == 0 { "client" } else { "k8s-node-2" });
+            scope.spawn(move || {
+                let text = format!("line {number}\n").repeat(2000);
+                assert_eq!(place.run_with(&["cat"], &text).unwrap(), text);
+            });
+        }
+    });
+
+    // The API server goes and comes back with what it had.
+    lab.cluster_mut().stop_apiserver();
+    lab.cluster().kubectl(&["get", "nodes", "--request-timeout=2s"]).unwrap_err();
+    lab.cluster_mut().start_apiserver().unwrap();
+    lab.cluster().get(&["service", "both"]).unwrap();
+    lab.cluster().set_node_ready("k8s-node-1", false).unwrap();
+    let node = lab.cluster().get(&["node", "k8s-node-1"]).unwrap();
+    assert_eq!(node["status"]["conditions"][0]["status"], "False");
+    // A ServiceAccount's token is somebody without rights.
+    lab.cluster()
+        .apply(r#"{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}}"#)
+        .unwrap();
+    assert!(lab.cluster().token("default", "nobody").unwrap().len() > 100);
+}
