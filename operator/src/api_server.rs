@@ -66,6 +66,11 @@ pub async fn connect(kubeconfig: Option<&Path>, servers: &[String]) -> Result<Cl
     if configs.is_empty() {
         configs.push(config);
     }
+    client(configs)
+}
+
+/// One client for several servers of one cluster.
+fn client(configs: Vec<Config>) -> Result<Client, Error> {
     let namespace = configs.first().map(|c| c.default_namespace.clone()).unwrap_or_default();
     let mut clients = Vec::new();
     for mut config in configs {
@@ -77,8 +82,7 @@ pub async fn connect(kubeconfig: Option<&Path>, servers: &[String]) -> Result<Cl
             .map_err(|source| Error::Client { server: server.clone(), source: Box::new(source) })?;
         clients.push((server, client));
     }
-    let servers = Servers { clients: clients.into(), current: Arc::default() };
-    Ok(Client::new(servers, namespace))
+    Ok(Client::new(Servers { clients: clients.into(), current: Arc::default() }, namespace))
 }
 
 async fn from_file(path: &Path) -> Result<Config, Error> {
@@ -199,6 +203,23 @@ mod tests {
         let one = for_server(&config, "[2001:db8::1]:6443", true).unwrap();
         assert_eq!(one.cluster_url, "https://[2001:db8::1]:6443/");
         assert_eq!(one.tls_server_name.as_deref(), Some("kubernetes.default.svc"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_passed_over_and_stays_so() {
+        use axum::routing::post;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let up = listener.local_addr().unwrap();
+        let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let echo = axum::Router::new().route("/", post(async |body: String| body));
+        tokio::spawn(async move { axum::serve(listener, echo).await });
+        let config = |address| Config::new(format!("http://{address}/").parse().unwrap());
+        let client = client(vec![config(down), config(up)]).unwrap();
+        for _ in 0..3 {
+            // A body too must arrive whole at the second server.
+            let request = Request::post("/").body(b"hello".to_vec()).unwrap();
+            assert_eq!(client.request_text(request).await.unwrap(), "hello");
+        }
     }
 
     #[test]

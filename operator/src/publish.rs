@@ -74,7 +74,14 @@ impl Error {
 
 /// The client's error in words, with what helps where that is known.
 pub fn explain(error: &kube::Error) -> String {
-    let kube::Error::Api(status) = error else { return chain(error) };
+    let status = match error {
+        kube::Error::Api(status) => status,
+        kube::Error::Service(source) => return format!("no answer from the API server: {}", chain(source.as_ref())),
+        kube::Error::HyperError(source) => {
+            return format!("no answer from the API server: {}", chain(source));
+        }
+        other => return chain(other),
+    };
     let help = match status.code {
         401 => " (the token or certificate is not valid for this cluster)",
         403 => " (the role of this account lacks the right; compare it with the chart's)",

@@ -199,3 +199,6 @@ fn explain(error: &watcher::Error) -> String {
         watcher::Error::NoResourceVersion => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -296,7 +296,9 @@ impl<S: LeaseStore> Election<S> {
             (&seen.holder, seen.renewed, seen.duration, seen.transitions)
                 == (&current.holder, current.renewed, current.duration, current.transitions)
         });
-        if !unchanged && !(self.leads() && current.holder.as_deref() == Some(self.identity.as_str())) {
+        // A leader compares with what it wrote itself (`won`).
+        let own = self.leads() && current.holder.as_deref() == Some(self.identity.as_str());
+        if !unchanged && !own {
             self.seen = Some((current.clone(), now));
         }
     }

@@ -1,0 +1,259 @@
+//! The operator against a real API server.
+
+mod cluster;
+
+use std::time::Duration;
+
+use cluster::{Cluster, Value2, published};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+use nodenet_crds::{NodeNetSlice, NodeNetState, VirtualIP};
+use serde_json::json;
+
+fn address(service: usize, endpoint: usize) -> String {
+    format!("10.244.{}.{}", service % 250, endpoint + 1)
+}
+
+async fn services(cluster: &Cluster, count: usize, endpoints: usize) {
+    for s in 0..count {
+        let name = format!("s{s}");
+        cluster.service(&name).await;
+        let addresses: Vec<_> = (0..endpoints).map(|e| address(s, e)).collect();
+        cluster.endpoints(&name, &addresses).await;
+    }
+}
+
+fn condition<'a>(vip: &'a VirtualIP, type_: &str) -> Option<&'a Condition> {
+    nodenet_crds::conditions::get(&vip.status.as_ref()?.conditions, type_)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_endpoint_change_is_one_write() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 60, 5).await;
+    let operator = cluster.operator("a");
+    cluster
+        .until("all Services are published", async || {
+            let slices = cluster.slices().await;
+            (0..60).all(|s| published(&slices, &format!("s{s}")).is_some_and(|p| p.len() == 5))
+        })
+        .await;
+    operator.settled().await;
+    let slices = cluster.slices().await.len();
+    assert!((2..60).contains(&slices), "{slices} slices for 60 Services");
+    for round in 0..5 {
+        let before = operator.writes();
+        cluster.endpoints("s7", &[format!("10.244.99.{}", round + 1)]).await;
+        let took = cluster
+            .until("the change is published", async || {
+                cluster.published("s7").await == Some(vec![format!("10.244.99.{}", round + 1)])
+            })
+            .await;
+        operator.settled().await;
+        assert_eq!(operator.writes() - before, 1, "writes for one change\n{}", operator.log());
+        println!("change to slice: {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_and_a_status_change_write_nothing() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 20, 3).await;
+    let operator = cluster.operator("a");
+    cluster.until("published", async || cluster.published("s19").await.is_some()).await;
+    operator.settled().await;
+    assert!(operator.writes() > 0);
+    let log = operator.terminate().await;
+    assert!(log.contains("released the Lease"), "{log}");
+
+    let before = cluster.slices().await;
+    let again = cluster.operator("b");
+    cluster.until("it leads", async || again.leads()).await;
+    again.settled().await;
+    assert_eq!(again.writes(), 0, "{}", again.log());
+    // A kubelet's heartbeat: the Node changes, nothing of what is published does.
+    cluster.node("n1", "192.168.0.11").await;
+    again.settled().await;
+    assert_eq!(again.writes(), 0, "{}", again.log());
+    let versions = |slices: &[NodeNetSlice]| {
+        slices.iter().map(|s| s.metadata.resource_version.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(versions(&before), versions(&cluster.slices().await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_slices_deleted_by_hand_cost_nothing_and_are_back() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 60, 5).await;
+    let operator = cluster.operator("a");
+    cluster.until("published", async || cluster.published("s59").await.is_some()).await;
+    operator.settled().await;
+    let api: Api<NodeNetSlice> = Api::all(cluster.client.clone());
+    api.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    let took = cluster
+        .until("nothing terminates and everything is there", async || {
+            let slices = cluster.slices().await;
+            for s in 0..60 {
+                let name = format!("s{s}");
+                assert!(published(&slices, &name).is_some(), "{name} was lost");
+            }
+            slices.iter().all(|s| s.metadata.deletion_timestamp.is_none())
+        })
+        .await;
+    println!("back after {took:?}");
+    operator.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_is_replaced_and_a_standby_writes_nothing() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 5, 2).await;
+    let first = cluster.operator("a");
+    cluster.until("a leads", async || first.leads()).await;
+    let second = cluster.operator("b");
+    cluster.until("published", async || cluster.published("s4").await.is_some()).await;
+    first.settled().await;
+    second.settled().await;
+    assert!(first.leads() && !second.leads());
+    assert_eq!(second.writes(), 0, "{}", second.log());
+    first.kill();
+    cluster.endpoints("s1", &["10.244.9.9".into()]).await;
+    let took = cluster
+        .until("the other one publishes", async || {
+            cluster.published("s1").await == Some(vec!["10.244.9.9".into()])
+        })
+        .await;
+    println!("taken over after {took:?}");
+    assert!(took < Duration::from_secs(25));
+    second.settled().await;
+    assert_eq!(second.writes(), 1, "only what changed\n{}", second.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undecodable_object_stops_nothing_and_its_last_good_state_stays() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 3, 2).await;
+    let operator = cluster.operator("a");
+    cluster.until("published", async || cluster.published("s2").await.is_some()).await;
+    operator.settled().await;
+    let endpoints: Api<Value2<EndpointSlice>> = Api::namespaced(cluster.client.clone(), "default");
+    let garbage = json!({ "endpoints": "none", "addressType": 4 });
+    let patched =
+        endpoints.patch("s1-1", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(garbage)).await;
+    if let Err(error) = patched {
+        println!("SKIP: this API server validates EndpointSlices itself: {error}");
+        return;
+    }
+    cluster
+        .until("the garbage is seen", async || {
+            operator.metric("nodenet_operator_undecodable_objects", "EndpointSlice") == 1.0
+        })
+        .await;
+    cluster.endpoints("s0", &["10.244.9.8".into()]).await;
+    cluster
+        .until("others go on", async || cluster.published("s0").await == Some(vec!["10.244.9.8".into()]))
+        .await;
+    assert_eq!(cluster.published("s1").await, Some(vec![address(1, 0), address(1, 1)]));
+    assert_eq!(operator.log().matches("s1-1 cannot be decoded").count(), 1, "{}", operator.log());
+    // A restart must not lose it either: what is published is all that is known of it.
+    operator.kill();
+    let again = cluster.operator("a");
+    cluster.until("it leads", async || again.leads()).await;
+    again.settled().await;
+    assert_eq!(cluster.published("s1").await, Some(vec![address(1, 0), address(1, 1)]));
+    endpoints.delete("s1-1", &DeleteParams::default()).await.unwrap();
+    cluster.until("repaired by deletion", async || cluster.published("s1").await == Some(vec![])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_service_leaves_the_slices_and_a_deleted_node_its_state() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    cluster.node("n2", "192.168.0.12").await;
+    services(&cluster, 2, 1).await;
+    let operator = cluster.operator("a");
+    let states: Api<NodeNetState> = Api::all(cluster.client.clone());
+    cluster
+        .until("published", async || {
+            cluster.published("s1").await.is_some() && states.get_opt("n2").await.unwrap().is_some()
+        })
+        .await;
+    let state = states.get("n1").await.unwrap();
+    let owners = state.metadata.owner_references.unwrap();
+    assert_eq!((owners[0].kind.as_str(), owners[0].name.as_str()), ("Node", "n1"));
+    let service: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    service.delete("s0", &DeleteParams::default()).await.unwrap();
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.client.clone());
+    nodes.delete("n2", &DeleteParams::default()).await.unwrap();
+    cluster
+        .until("gone", async || {
+            cluster.published("s0").await.is_none() && states.get_opt("n2").await.unwrap().is_none()
+        })
+        .await;
+    assert!(cluster.published("s1").await.is_some());
+    operator.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_claimed_twice_is_refused_in_words_and_the_first_is_unaffected() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    let operator = cluster.operator("a");
+    let vips: Api<VirtualIP> = Api::all(cluster.client.clone());
+    let vip = |name: &str, address: &str| json!({ "metadata": { "name": name }, "spec": { "addresses": [address], "interface": "ens33" } });
+    let _: VirtualIP = cluster.put_cluster(vip("b-first", "192.168.0.15/24")).await;
+    cluster
+        .until("it has conditions", async || {
+            condition(&vips.get("b-first").await.unwrap(), "Accepted").is_some_and(|c| c.status == "True")
+        })
+        .await;
+    // Creation times have seconds: the younger one must be of another second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let _: VirtualIP = cluster.put_cluster(vip("a-second", "192.168.0.15/24")).await;
+    let _: VirtualIP = cluster.put_cluster(vip("c-own", "192.168.0.11/24")).await;
+    cluster
+        .until("both are refused", async || {
+            let (second, own) = (vips.get("a-second").await.unwrap(), vips.get("c-own").await.unwrap());
+            condition(&second, "Accepted")
+                .is_some_and(|c| c.status == "False" && c.message.contains("b-first"))
+                && condition(&own, "Accepted")
+                    .is_some_and(|c| c.status == "False" && c.message.contains("n1"))
+        })
+        .await;
+    let first = vips.get("b-first").await.unwrap();
+    assert_eq!(condition(&first, "Accepted").unwrap().status, "True");
+    operator.settled().await;
+    let before = operator.writes();
+    operator.settled().await;
+    assert_eq!(operator.writes(), before, "nothing in steady state\n{}", operator.log());
+    vips.delete("b-first", &DeleteParams::default()).await.unwrap();
+    cluster
+        .until("the second gets it", async || {
+            condition(&vips.get("a-second").await.unwrap(), "Accepted").is_some_and(|c| c.status == "True")
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleanup_removes_what_was_published_and_nothing_else() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 3, 1).await;
+    let operator = cluster.operator("a");
+    cluster.until("published", async || cluster.published("s2").await.is_some()).await;
+    operator.kill();
+    nodenet_operator::cleanup::cleanup(&cluster.client).await.unwrap();
+    assert!(cluster.slices().await.is_empty());
+    let states: Api<NodeNetState> = Api::all(cluster.client.clone());
+    assert!(states.list(&ListParams::default()).await.unwrap().items.is_empty());
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    assert!(services.get("s2").await.is_ok());
+}
