@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ipvs`] | virtual servers over generic netlink |
 //! | [`ipset`] | IP sets over nfnetlink |
+//! | [`conntrack`] | tracked connections over nfnetlink |
 //! | [`extack`] | errors and their extended acknowledgement |
 //! | [`message`] | netlink messages in a buffer: composing batches, taking datagrams apart |
 //! | [`arp`], [`nd`] | announcing and probing addresses on the link, in frames of [`ethernet`] |

@@ -3,41 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod capture;
-
-use nodenet_wire::{
-    ipset, ipvs,
-    message::{Kind, Messages},
-};
-
-fn decode(datagram: &[u8]) {
-    for message in Messages::new(datagram).flatten() {
-        let _ = message.kind().map(|kind| {
-            if let Kind::Error(error) = kind {
-                drop(error.to_string())
-            }
-        });
-        let (header, payload) = (message.header, message.payload);
-        let _ = ipvs::Reply::parse_payload(payload);
-        if let Some((command, attributes)) =
-            payload.split_first().zip(payload.get(4..)).map(|((c, _), a)| (c, a))
-        {
-            let _ = ipvs::Request::parse(*command, attributes);
-        }
-        let _ = ipset::Request::parse(header.message_type, header.flags, payload);
-        if let Ok(ipset::Reply::List(listing)) = ipset::Reply::parse(header.message_type, payload) {
-            listing.entries().for_each(drop);
-        }
-    }
-}
+mod invariants;
 
 /// Cuts at every byte, of the datagram and of its last message, and flips every bit.
 fn damage(datagram: &[u8]) {
     let mut bytes = datagram.to_vec();
     for place in 0..bytes.len() {
-        decode(&datagram[..place]);
+        invariants::netlink(&datagram[..place]);
         for bit in 0..8 {
             bytes[place] ^= 1 << bit;
-            decode(&bytes);
+            invariants::netlink(&bytes);
             bytes[place] ^= 1 << bit;
         }
     }
@@ -46,7 +21,7 @@ fn damage(datagram: &[u8]) {
         bytes.truncate(datagram.len());
         let mut cut = datagram[..length].to_vec();
         cut[..4].copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
-        decode(&cut);
+        invariants::netlink(&cut);
     }
 }
 

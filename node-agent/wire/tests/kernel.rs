@@ -480,6 +480,17 @@ fn what_ipvs_refuses_leaves_the_rest_of_the_batch_alone() {
 }
 
 #[test]
+fn a_service_has_a_scheduler_or_none_by_name() {
+    let Some(mut ipvs) = Ipvs::open() else { return };
+    let idle = Service::new(tcp("10.96.0.1", 443), "none".parse().unwrap());
+    let answers = ipvs.ask(&[ipvs::Request::NewService(Service { scheduler: None, ..idle })]);
+    assert_eq!(answers.errors.iter().map(|(_, error)| error.errno).collect::<Vec<_>>(), [22]);
+    ipvs.carry_out(&[ipvs::Request::NewService(idle)]);
+    let listed = ipvs.replies(ipvs::Request::GetServices);
+    assert!(matches!(listed[..], [ipvs::Reply::Service(service)] if service.scheduler == idle.scheduler));
+}
+
+#[test]
 fn timeouts_are_set_and_read() {
     let Some(mut ipvs) = Ipvs::open() else { return };
     let timeouts = ipvs::Timeouts { tcp: Some(901), tcp_fin: Some(121), udp: Some(301) };

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+mod invariants;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::Emitable;
@@ -259,21 +261,16 @@ fn emit(value: &impl Emitable) -> Vec<u8> {
     bytes
 }
 
-/// Everything that can be done to received bytes.
+/// The bytes as a payload of each family.
 fn decode(bytes: &[u8], command: u8, flags: u16) {
+    invariants::ipvs(bytes);
+    invariants::ipset(u16::from_be_bytes([ipset::SUBSYSTEM, command]), flags, bytes);
+    invariants::conntrack(bytes);
+    invariants::netlink(bytes);
     let _ = ipvs::Request::parse(command, bytes);
     let _ = ipvs::Reply::parse(command, bytes);
-    let _ = ipvs::Reply::parse_payload(bytes);
-    let message_type = u16::from_be_bytes([ipset::SUBSYSTEM, command]);
-    let _ = ipset::Request::parse(message_type, flags, bytes);
-    if let Ok(ipset::Reply::List(listing)) = ipset::Reply::parse(message_type, bytes) {
-        listing.entries().for_each(drop);
-    }
     let _ = KernelError::of_error(flags, bytes);
     let _ = KernelError::of_done(flags, bytes);
-    for message in Messages::new(bytes).flatten() {
-        let _ = message.kind();
-    }
 }
 
 proptest! {

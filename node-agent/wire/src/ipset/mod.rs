@@ -11,7 +11,8 @@
 //! - **Revisions**: a set is created at a revision of its type; ask with [`Request::Type`] and take
 //!   [`SetType::revision`].
 //! - **Dumps**: [`Request::List`] answers with one message a set, or several when the entries do not fit
-//!   in one; only the first of these carries the header. A set that is listed cannot be destroyed.
+//!   in one; only the first of these carries the header. A set that is listed cannot be destroyed. What is added or
+//!   removed meanwhile may be in the listing or not, and nothing says so.
 //! - [`Request::Test`] is acknowledged when the entry is in the set and fails with
 //!   [`ErrorCode::Exist`] when it is not.
 //! - A destroyed, flushed or listed set that is not there is ENOENT; creating one that is there with

@@ -7,10 +7,15 @@
 //! What the kernel does not say in its header:
 //! - Adding what is there fails with EEXIST, editing or deleting what is not with ESRCH (services) or ENOENT
 //!   (destinations).
-//! - A service needs all of flags, timeout and netmask when it is added or edited, or the answer is EINVAL;
-//!   [`Service::new`] fills them. A destination needs forwarding method, weight and both thresholds.
+//! - A service needs all of scheduler, flags, timeout and netmask when it is added or edited, or the answer
+//!   is EINVAL; [`Service::new`] fills them. A destination needs forwarding method, weight and both
+//!   thresholds.
+//! - A destination's address must be unicast or local, which takes a routing table: a network namespace whose
+//!   loopback is down answers EINVAL to any.
 //! - [`Request::GetServices`] and [`Request::GetDestinations`] are dumps. The replies to the latter do not
-//!   name the service: the asker knows it by the sequence number.
+//!   name the service: the asker knows it by the sequence number. They resume by position and never say that
+//!   the table changed meanwhile (`NLM_F_DUMP_INTR`): with another writer at work, entries may be missed or
+//!   come twice.
 //! - Setting a destination's weight to 0 keeps its connections and gives it no new ones.
 
 mod destination;

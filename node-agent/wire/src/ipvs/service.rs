@@ -150,8 +150,8 @@ impl Netmask {
 pub struct Service {
     /// What it answers to.
     pub key: ServiceKey,
-    /// How real servers are chosen. `None` is sent as no scheduler at all; the kernel reports a service
-    /// without one as `none`.
+    /// How real servers are chosen; `none` leaves the service without. The kernel takes no request without
+    /// a name (EINVAL), and old kernels say none of a service that has no scheduler.
     pub scheduler: Option<SchedulerName>,
     /// Persistence, one-packet scheduling, scheduler flags.
     pub flags: ServiceFlags,
