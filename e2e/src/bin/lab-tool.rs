@@ -2,10 +2,11 @@
 
 use clap::{Parser, Subcommand};
 use nodenet_e2e::tool::traffic::{self, Transport};
-use nodenet_e2e::tool::{guard, init, reaper};
+use nodenet_e2e::tool::{guard, init, ipvs_watch, reaper};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Parser)]
 struct Arguments {
@@ -54,6 +55,22 @@ enum Call {
         per_second: u32,
         target: SocketAddr,
     },
+    /// Waits until the IPVS table is that large.
+    AwaitCounts {
+        servers: usize,
+        destinations: usize,
+        #[arg(long, default_value_t = 60)]
+        timeout_seconds: u64,
+    },
+    /// Waits until a TCP virtual server has a real server.
+    AwaitDestination {
+        server: SocketAddr,
+        destination: SocketAddr,
+        #[arg(long)]
+        absent: bool,
+        #[arg(long, default_value_t = 60)]
+        timeout_seconds: u64,
+    },
     /// Reads an endless answer.
     Download { target: SocketAddr },
 }
@@ -77,6 +94,13 @@ fn main() -> ExitCode {
             traffic::probe(transport, target, per_second);
             Ok(0)
         }
+        Call::AwaitCounts { servers, destinations, timeout_seconds } => {
+            ipvs_watch::wait_for_counts(servers, destinations, Duration::from_secs(timeout_seconds)).map(code)
+        }
+        Call::AwaitDestination { server, destination, absent, timeout_seconds } => {
+            let timeout = Duration::from_secs(timeout_seconds);
+            ipvs_watch::wait_for_destination(server, destination, !absent, timeout).map(code)
+        }
         Call::Download { target } => {
             traffic::download(target);
             Ok(0)
@@ -91,4 +115,8 @@ fn main() -> ExitCode {
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("lab-tool: {error}");
     ExitCode::from(125)
+}
+
+fn code(done: bool) -> i32 {
+    i32::from(!done)
 }

@@ -2,6 +2,7 @@
 
 pub mod guard;
 pub mod init;
+pub mod ipvs_watch;
 mod namespaces;
 pub mod reaper;
 mod server;
