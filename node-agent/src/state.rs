@@ -214,6 +214,17 @@ pub enum VirtualServerKey {
     FirewallMark(Family, u32),
 }
 
+impl std::fmt::Display for VirtualServerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(protocol, address, port) => {
+                write!(f, "virtual server {protocol:?} {}", std::net::SocketAddr::new(*address, *port))
+            }
+            Self::FirewallMark(family, mark) => write!(f, "virtual server FWM {mark} ({family:?})"),
+        }
+    }
+}
+
 /// A virtual server of IPVS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -361,7 +372,7 @@ pub fn promote_secondaries(interface: &str) -> String {
 }
 
 /// Whether a setting belongs to the lane of the addresses: it must be in force before an address comes or goes.
-fn of_address_lane(sysctl: &str) -> bool {
+pub(crate) fn of_address_lane(sysctl: &str) -> bool {
     sysctl.ends_with(".promote_secondaries")
 }
 

@@ -1,1 +1,446 @@
-//! See the table in the crate's root.
+//! What this node must have: its NodeNetState, the slices and its own interfaces, resolved to one [`NodeState`].
+//!
+//! Kept incrementally. Each input returns the [`Scope`] that it touched, so that cost follows the change and not the
+//! number of Services. Both lanes read the same desired state; [`Scope::lanes`] parts what each of them looks at.
+
+mod addresses;
+mod claims;
+mod plans;
+mod problem;
+mod requirements;
+mod services;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nodenet_crds::{NodeNetSliceSpec, NodeNetStateSpec};
+
+pub use addresses::{AddressFault, VirtualAddress, VirtualIp};
+pub use plans::Incomplete;
+pub use problem::{Problem, Reason};
+
+use self::addresses::Node;
+use self::claims::Claims;
+use self::plans::{Plans, Uid};
+use self::services::View;
+use crate::diff::Prune;
+use crate::filter::{Config, SetName, rules};
+use crate::state::{Address, Family, Link, LocalRoute, NodeState, SERVICE_INTERFACE, Scope, Which, promote_secondaries};
+
+/// Settings of a resolver.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this node.
+    pub node: String,
+    /// Scheduler of ports that name none.
+    pub default_scheduler: String,
+    /// Masquerade all traffic to ClusterIPs.
+    pub masquerade_all: bool,
+    /// Mark of packets that are to be masqueraded.
+    pub mark: u32,
+    /// The bits of the mark that are ours.
+    pub mask: u32,
+    /// Whether source ports are chosen at random.
+    pub random_fully: bool,
+    /// Lifetime of held addresses in seconds; `None` is forever.
+    pub address_lifetime: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let Config { masquerade_all, mark, mask, random_fully, .. } = Config::default();
+        Self {
+            node: String::new(),
+            default_scheduler: "rr".into(),
+            masquerade_all,
+            mark,
+            mask,
+            random_fully,
+            address_lifetime: None,
+        }
+    }
+}
+
+/// Where an input comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The API server: what it does not name may be removed.
+    Api,
+    /// A copy on disk: it may be old, nothing is removed by it.
+    Disk,
+}
+
+/// Keeps what this node must have.
+pub struct Resolver {
+    options: Options,
+    spec: Option<Spec>,
+    from_api: bool,
+    node: Option<Node>,
+    withheld: Which<String>,
+    plans: Plans,
+    view: View,
+    claims: Claims,
+    virtual_ips: Vec<VirtualIp>,
+    problems: Vec<Problem>,
+    desired: NodeState,
+    /// Services whose plan depends on the node's addresses, or on those of virtual IPs.
+    on_node_addresses: BTreeSet<Uid>,
+    on_virtual_addresses: BTreeSet<Uid>,
+    /// Modules that are wanted whatever the schedulers in use.
+    modules: BTreeMap<String, bool>,
+}
+
+struct Spec {
+    written: NodeNetStateSpec,
+    ranges: Vec<IpNet>,
+}
+
+impl Resolver {
+    /// Knows nothing yet.
+    pub fn new(options: Options) -> Self {
+        Self {
+            plans: Plans::new(options.node.clone()),
+            options,
+            spec: None,
+            from_api: false,
+            node: None,
+            withheld: Which::default(),
+            view: View::default(),
+            claims: Claims::default(),
+            virtual_ips: Vec::new(),
+            problems: Vec::new(),
+            desired: NodeState::default(),
+            on_node_addresses: BTreeSet::new(),
+            on_virtual_addresses: BTreeSet::new(),
+            modules: BTreeMap::new(),
+        }
+    }
+
+    /// What this node must have.
+    pub fn desired(&self) -> &NodeState {
+        &self.desired
+    }
+
+    /// What may be removed by now.
+    pub fn prune(&self) -> Prune {
+        let addresses = self.from_api && self.spec.is_some() && self.node.is_some();
+        Prune { addresses, services: addresses && self.plans.complete() }
+    }
+
+    /// Virtual IPs of the node's state, by name.
+    pub fn virtual_ips(&self) -> &[VirtualIp] {
+        &self.virtual_ips
+    }
+
+    /// What of the input makes no sense, one object each.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut all: Vec<Problem> = self.problems.iter().chain(self.plans.problems()).cloned().collect();
+        all.extend(self.claims.problems(&self.plans));
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Services whose newest plan lacks parts.
+    pub fn incomplete(&self) -> Vec<Incomplete> {
+        self.plans.incomplete()
+    }
+
+    /// Highest publication number of the slices that were put in.
+    pub fn slice_revision(&self) -> Option<i64> {
+        self.plans.revision()
+    }
+
+    /// Takes the node's own spec.
+    pub fn put_spec(&mut self, spec: &NodeNetStateSpec, origin: Origin) -> Scope {
+        let first = self.spec.is_none();
+        self.from_api |= origin == Origin::Api;
+        if self.spec.as_ref().is_some_and(|old| old.written == *spec) {
+            return Scope::default();
+        }
+        self.problems.clear();
+        let mut ranges = Vec::new();
+        for text in &spec.service_addresses.cidrs {
+            match text.parse::<IpNet>() {
+                Ok(net) if usable_range(net) => ranges.push(net.trunc()),
+                _ => {
+                    let reason = Reason::Range { value: text.clone() };
+                    self.problems.push(Problem::new("service addresses".into(), reason));
+                }
+            }
+        }
+        self.spec = Some(Spec { written: spec.clone(), ranges });
+        let mut touched = self.frame();
+        touched.merge(self.addresses());
+        touched.merge(self.review(first));
+        if first {
+            touched.merge(Scope::all(&self.desired));
+        }
+        touched
+    }
+
+    /// Takes a slice, new or changed.
+    pub fn put_slice(&mut self, name: &str, spec: &NodeNetSliceSpec) -> Scope {
+        let changed = self.plans.put(name, spec);
+        self.services(changed)
+    }
+
+    /// A slice was deleted. Services that it held and no other slice mentions go, unless a list is being read.
+    pub fn remove_slice(&mut self, name: &str) -> Scope {
+        let changed = self.plans.remove(name);
+        self.services(changed)
+    }
+
+    /// A new list of slices begins: until it ends, a Service that no slice mentions may stand in one still to come.
+    pub fn list_started(&mut self) {
+        self.plans.list_started();
+    }
+
+    /// The list of slices was complete with these names.
+    pub fn list_completed(&mut self, names: &BTreeSet<String>) -> Scope {
+        let first = !self.plans.complete();
+        let changed = self.plans.list_completed(names);
+        let mut touched = self.services(changed);
+        if first && self.spec.is_some() {
+            // From now on what is no longer wanted may go, wherever it is.
+            touched.merge(Scope::all(&self.desired));
+        }
+        touched
+    }
+
+    /// Takes the node's interfaces and all their addresses, with `ours` set on those that are.
+    pub fn put_observed(&mut self, observed: &NodeState) -> Scope {
+        let plain = |address: &Address| Address { lifetime: None, unusable: false, ..address.clone() };
+        let node = Node {
+            links: observed.links.iter().map(|(name, link)| (name.clone(), Link { kind: String::new(), ..link.clone() })).collect(),
+            addresses: observed.addresses.iter().map(|(key, address)| (key.clone(), plain(address))).collect(),
+        };
+        if self.node.as_ref() == Some(&node) {
+            return Scope::default();
+        }
+        let first = self.node.is_none();
+        self.node = Some(node);
+        let mut touched = self.addresses();
+        touched.merge(self.review(false));
+        if first && self.spec.is_some() {
+            touched.merge(Scope::all(&self.desired));
+        }
+        touched
+    }
+
+    /// Changes the lifetime of addresses that are set from now on.
+    pub fn set_address_lifetime(&mut self, lifetime: Option<u32>) -> Scope {
+        self.options.address_lifetime = lifetime;
+        self.addresses()
+    }
+
+    /// Names virtual IPs that this node does not hold whatever its spec says: it yielded them to another owner, or its
+    /// fence ran out and it has not heard from the API server since.
+    pub fn set_withheld(&mut self, withheld: Which<String>) -> Scope {
+        self.withheld = withheld;
+        self.addresses()
+    }
+
+    /// What depends on the spec alone: modules, settings, our interface, routes, rules, and the sets themselves.
+    fn frame(&mut self) -> Scope {
+        let Some(spec) = &self.spec else { return Scope::default() };
+        let mut problems = Vec::new();
+        let ipv6 = spec.ranges.iter().any(|range| Family::of(range.addr()) == Family::V6)
+            || spec.written.virtual_ips.iter().flat_map(|vip| &vip.addresses).any(|a| a.contains(':'));
+        let (modules, sysctls) = requirements::resolve(&spec.written.kernel, ipv6, &mut problems);
+        let mut cluster_cidrs = Vec::new();
+        for text in &spec.written.cluster_cidrs {
+            match text.parse() {
+                Ok(net) => cluster_cidrs.push(net),
+                Err(_) => {
+                    let reason = Reason::Range { value: text.clone() };
+                    problems.push(Problem::new("pod networks".into(), reason));
+                }
+            }
+        }
+        let Options { masquerade_all, mark, mask, random_fully, .. } = self.options;
+        let config = Config { masquerade_all, mark, mask, random_fully, cluster_cidrs };
+        let families: &[Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+
+        let mut touched = Scope::default();
+        let fresh_rules: BTreeMap<_, _> = families.iter().map(|family| (*family, rules(*family, &config))).collect();
+        if fresh_rules != self.desired.rules {
+            touched.rules = true;
+            self.desired.rules = fresh_rules;
+        }
+        for family in [Family::V4, Family::V6] {
+            for set in SetName::ALL {
+                let name = set.name(family);
+                let there = self.desired.sets.contains_key(&name);
+                if families.contains(&family) != there {
+                    if there {
+                        self.desired.sets.remove(&name);
+                    } else {
+                        self.desired.sets.insert(name.clone(), set.empty(family));
+                    }
+                    touched.sets.merge(Which::Only(BTreeSet::from([name])));
+                }
+            }
+            if families.contains(&family) {
+                let ranges = spec.ranges.iter().filter(|range| Family::of(range.addr()) == family);
+                let entries = ranges.map(|range| crate::state::SetEntry::Net(*range)).collect();
+                let name = SetName::IpvsIps.name(family);
+                if let Some(set) = self.desired.sets.get_mut(&name)
+                    && set.entries != entries
+                {
+                    set.entries = entries;
+                    touched.sets.merge(Which::Only(BTreeSet::from([name])));
+                }
+            }
+        }
+        let routes: BTreeSet<LocalRoute> = spec
+            .ranges
+            .iter()
+            .map(|range| LocalRoute { range: *range, interface: SERVICE_INTERFACE.into() })
+            .collect();
+        if routes != self.desired.routes {
+            self.desired.routes = routes;
+            touched.routes = true;
+            touched.links = true;
+        }
+        let link = Link { kind: "dummy".into(), up: true, carrier: true };
+        touched.links |= self.desired.links.insert(SERVICE_INTERFACE.into(), link).is_none();
+
+        self.modules = modules;
+        touched.modules.extend(self.set_modules());
+        let of_addresses: BTreeMap<String, String> = self
+            .desired
+            .sysctls
+            .iter()
+            .filter(|(name, _)| crate::state::of_address_lane(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        for (name, value) in &sysctls {
+            if self.desired.sysctls.get(name) != Some(value) {
+                touched.sysctls.insert(name.clone());
+            }
+        }
+        self.desired.sysctls = sysctls;
+        self.desired.sysctls.extend(of_addresses);
+        self.view.ipv6 = ipv6;
+        self.problems.extend(problems);
+        touched
+    }
+
+    /// Modules of the frame and of the schedulers in use.
+    fn set_modules(&mut self) -> BTreeSet<String> {
+        let mut modules = self.modules.clone();
+        let used = self.claims.schedulers().chain([self.options.default_scheduler.as_str()]);
+        for module in used.filter_map(requirements::scheduler_module) {
+            modules.insert(module.to_owned(), true);
+        }
+        let new = modules.keys().filter(|name| !self.desired.modules.contains_key(*name)).cloned().collect();
+        self.desired.modules = modules;
+        new
+    }
+
+    /// Places the virtual IPs.
+    fn addresses(&mut self) -> Scope {
+        let (Some(spec), Some(node)) = (&self.spec, &self.node) else { return Scope::default() };
+        let resolved =
+            addresses::resolve(&spec.written.virtual_ips, node, &self.withheld, self.options.address_lifetime);
+        let mut touched = Scope::default();
+        let ours = self.desired.sysctls.iter().filter(|(name, _)| crate::state::of_address_lane(name));
+        let before: BTreeMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if before != resolved.sysctls {
+            touched.sysctls.extend(resolved.sysctls.keys().cloned());
+            self.desired.sysctls.retain(|name, _| !before.contains_key(name));
+            self.desired.sysctls.extend(resolved.sysctls);
+        }
+        // A role that the kernel changed must be looked at although the wish is the same.
+        let moved = resolved.addresses != self.desired.addresses
+            || resolved.addresses.iter().any(|(key, wanted)| {
+                wanted.role.is_some() && node.addresses.get(key).is_none_or(|there| there.role != wanted.role)
+            })
+            || node.addresses.iter().any(|(key, there)| there.ours && !resolved.addresses.contains_key(key));
+        if moved {
+            touched.addresses = true;
+            touched.sysctls.extend(resolved.addresses.keys().map(|key| promote_secondaries(&key.interface)));
+        }
+        self.desired.addresses = resolved.addresses;
+        self.virtual_ips = resolved.virtual_ips;
+        touched
+    }
+
+    /// What of the node's own view changed, and the Services that depend on it.
+    fn review(&mut self, all: bool) -> Scope {
+        let Some(spec) = &self.spec else { return Scope::default() };
+        let virtual_addresses: BTreeSet<IpAddr> = spec
+            .written
+            .virtual_ips
+            .iter()
+            .flat_map(|vip| &vip.addresses)
+            .filter_map(|text| text.parse::<IpNet>().ok())
+            .map(|net| net.addr())
+            .collect();
+        let node_port_addresses = self
+            .node
+            .as_ref()
+            .map(|node| node.node_port_addresses(&virtual_addresses, &spec.ranges))
+            .unwrap_or_default();
+        let view = View { node_port_addresses, virtual_addresses, ipv6: self.view.ipv6 };
+        let had_ipv6 = self.claims.ipv6();
+        let mut again = BTreeSet::new();
+        if all || had_ipv6 != view.ipv6 {
+            again.extend(self.plans.uids().cloned());
+        } else {
+            if view.node_port_addresses != self.view.node_port_addresses {
+                again.extend(self.on_node_addresses.iter().cloned());
+            }
+            if view.virtual_addresses != self.view.virtual_addresses {
+                again.extend(self.on_virtual_addresses.iter().cloned());
+            }
+        }
+        self.view = view;
+        self.services(again)
+    }
+
+    /// Derives Services again.
+    fn services(&mut self, uids: BTreeSet<Uid>) -> Scope {
+        let mut touched = Scope::default();
+        if self.spec.is_none() {
+            return touched;
+        }
+        self.claims.set_ipv6(self.view.ipv6);
+        for uid in uids {
+            let plan = self.plans.get(&uid).and_then(|service| service.plan.as_ref());
+            let needs = plan.map(services::dependence);
+            let (nodes, vips) = needs.map_or((false, false), |n| (n.on_node_addresses, n.on_virtual_addresses));
+            set_member(&mut self.on_node_addresses, &uid, nodes);
+            set_member(&mut self.on_virtual_addresses, &uid, vips);
+            let derived = plan.map(|plan| services::derive(plan, &self.view, &self.options.default_scheduler));
+            let derive = |other: &Uid| {
+                let plan = self.plans.get(other)?.plan.as_ref()?;
+                Some(services::derive(plan, &self.view, &self.options.default_scheduler))
+            };
+            let name = |other: &Uid| self.plans.get(other).map(|s| s.full_name()).unwrap_or_default();
+            self.claims.put(&uid, derived.unwrap_or_default(), &mut self.desired, &mut touched, &derive, &name);
+        }
+        if self.claims.schedulers_changed() {
+            touched.modules.extend(self.set_modules());
+        }
+        touched
+    }
+}
+
+fn set_member(set: &mut BTreeSet<Uid>, uid: &Uid, member: bool) {
+    if !member {
+        set.remove(uid);
+    } else if !set.contains(uid) {
+        set.insert(uid.clone());
+    }
+}
+
+/// A range may be made local unless it is so wide that it would cut the node off.
+fn usable_range(net: IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => net.prefix_len() >= 8 && !net.contains(&std::net::Ipv4Addr::LOCALHOST) && !net.addr().is_multicast(),
+        IpNet::V6(net) => net.prefix_len() >= 32 && !net.addr().is_multicast() && !net.addr().is_unicast_link_local(),
+    }
+}

@@ -1,0 +1,393 @@
+//! Slices, kept compactly, and which revision of each Service's plan is in force.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nodenet_crds::{FrontendKind, NodeNetSliceSpec, PortPlan, ServicePlan};
+
+use super::problem::{Problem, Reason};
+use crate::state::Protocol;
+
+/// UID of a Service.
+pub(super) type Uid = Arc<str>;
+
+/// One part of a plan.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub revision: i64,
+    pub part: u16,
+    pub parts: u16,
+    pub ports: Box<[Port]>,
+}
+
+/// One port of a Service.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    pub protocol: Protocol,
+    pub scheduler: Option<Box<str>>,
+    pub frontends: Box<[Frontend]>,
+    pub endpoints: Box<[Endpoint]>,
+}
+
+/// Where a port answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frontend {
+    pub kind: FrontendKind,
+    pub address: Option<IpAddr>,
+    pub port: u16,
+}
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub address: IpAddr,
+    pub port: u16,
+    /// Runs on this node.
+    pub local: bool,
+}
+
+/// A plan in force: all parts of one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub revision: i64,
+    pub parts: Box<[Arc<Part>]>,
+}
+
+impl Plan {
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.parts.iter().flat_map(|part| part.ports.iter())
+    }
+}
+
+/// What is known of a Service.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub namespace: Box<str>,
+    pub name: Box<str>,
+    /// All parts of all revisions, with the slice that holds them.
+    parts: Vec<(Arc<str>, Arc<Part>)>,
+    pub plan: Option<Plan>,
+}
+
+impl Service {
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    fn highest(&self) -> Option<i64> {
+        self.parts.iter().map(|(_, part)| part.revision).max()
+    }
+
+    fn part(&self, revision: i64, number: u16) -> Option<&Arc<Part>> {
+        let mut there = self.parts.iter().map(|(_, part)| part);
+        there.find(|part| part.revision == revision && part.part == number)
+    }
+
+    fn complete(&self, revision: i64) -> Option<Plan> {
+        let (_, any) = self.parts.iter().find(|(_, part)| part.revision == revision)?;
+        let parts: Option<Box<[Arc<Part>]>> =
+            (0..any.parts).map(|number| self.part(revision, number).cloned()).collect();
+        Some(Plan { revision, parts: parts? })
+    }
+
+    /// The plan to follow now: the highest complete revision, but not a lower one than is in force while a higher one
+    /// is still being written.
+    fn choose(&self) -> Option<Plan> {
+        let revisions: BTreeSet<i64> = self.parts.iter().map(|(_, part)| part.revision).collect();
+        let found = revisions.iter().rev().find_map(|revision| self.complete(*revision));
+        match (&self.plan, found) {
+            (Some(old), Some(new)) if new.revision < old.revision && self.highest() > Some(new.revision) => {
+                Some(old.clone())
+            }
+            (Some(old), None) => Some(old.clone()),
+            (_, found) => found,
+        }
+    }
+}
+
+/// A Service whose newest plan lacks parts; the last complete one stays in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incomplete {
+    /// `namespace/name` of the Service.
+    pub service: String,
+    /// Newest revision seen.
+    pub revision: i64,
+    /// Revision in force, if any.
+    pub in_force: Option<i64>,
+    /// How many parts are there.
+    pub parts: usize,
+    /// How many there should be.
+    pub of: usize,
+}
+
+impl std::fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { service, revision, in_force, parts, of } = self;
+        write!(f, "Service {service}: {parts} of {of} parts of plan {revision} are there")?;
+        match in_force {
+            Some(old) => write!(f, "; plan {old} stays in force"),
+            None => write!(f, "; none was complete yet"),
+        }
+    }
+}
+
+struct Slice {
+    revision: i64,
+    uids: BTreeSet<Uid>,
+    problems: Box<[Problem]>,
+}
+
+/// All slices and the Services in them.
+pub(super) struct Plans {
+    node: String,
+    slices: BTreeMap<Arc<str>, Slice>,
+    services: HashMap<Uid, Service>,
+    incomplete: BTreeSet<Uid>,
+    /// The complete list was read at least once.
+    complete: bool,
+    /// A list is being read: a Service that no slice mentions may stand in one that is still to come.
+    listing: bool,
+    orphans: BTreeSet<Uid>,
+}
+
+/// At most so many problems are kept for a slice.
+const PROBLEMS_KEPT: usize = 16;
+
+impl Plans {
+    pub fn new(node: String) -> Self {
+        Self {
+            node,
+            slices: BTreeMap::new(),
+            services: HashMap::new(),
+            incomplete: BTreeSet::new(),
+            complete: false,
+            listing: false,
+            orphans: BTreeSet::new(),
+        }
+    }
+
+    pub fn complete(&self) -> bool {
+        self.complete
+    }
+
+    pub fn list_started(&mut self) {
+        self.listing = true;
+    }
+
+    /// Services whose plan changed; one that is gone has none any more.
+    pub fn list_completed(&mut self, names: &BTreeSet<String>) -> BTreeSet<Uid> {
+        let gone: Vec<String> =
+            self.slices.keys().filter(|name| !names.contains(&***name)).map(|name| name.to_string()).collect();
+        let mut changed = BTreeSet::new();
+        for name in gone {
+            changed.extend(self.remove(&name));
+        }
+        self.listing = false;
+        self.complete = true;
+        for uid in std::mem::take(&mut self.orphans) {
+            if self.choose(&uid) {
+                changed.insert(uid);
+            }
+        }
+        changed
+    }
+
+    pub fn get(&self, uid: &Uid) -> Option<&Service> {
+        self.services.get(uid)
+    }
+
+    pub fn uids(&self) -> impl Iterator<Item = &Uid> {
+        self.services.keys()
+    }
+
+    /// Services whose plan changed.
+    pub fn put(&mut self, name: &str, spec: &NodeNetSliceSpec) -> BTreeSet<Uid> {
+        let name: Arc<str> = self.slices.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
+        let mut before = self.slices.get_mut(&name).map(|slice| std::mem::take(&mut slice.uids)).unwrap_or_default();
+        let mut problems = Vec::new();
+        let mut fresh: BTreeMap<Uid, Vec<Arc<Part>>> = BTreeMap::new();
+        let mut touched = BTreeSet::new();
+        for plan in &spec.services {
+            let Some(part) = compact(plan, &self.node, &mut problems) else { continue };
+            let uid = match self.services.get_key_value(plan.uid.as_str()) {
+                Some((uid, _)) => uid.clone(),
+                None => {
+                    let uid: Uid = plan.uid.as_str().into();
+                    let service = Service {
+                        namespace: plan.namespace.as_str().into(),
+                        name: plan.name.as_str().into(),
+                        parts: Vec::new(),
+                        plan: None,
+                    };
+                    self.services.insert(uid.clone(), service);
+                    uid
+                }
+            };
+            fresh.entry(uid).or_default().push(Arc::new(part));
+        }
+        let uids: BTreeSet<Uid> = fresh.keys().cloned().collect();
+        before.retain(|uid| !uids.contains(uid));
+        for (uid, parts) in fresh {
+            let Some(service) = self.services.get_mut(&uid) else { continue };
+            let old: Vec<Arc<Part>> =
+                service.parts.iter().filter(|(slice, _)| *slice == name).map(|(_, part)| part.clone()).collect();
+            if old != parts {
+                service.parts.retain(|(slice, _)| *slice != name);
+                service.parts.extend(parts.into_iter().map(|part| (name.clone(), part)));
+                touched.insert(uid);
+            }
+        }
+        for uid in before {
+            self.drop_parts(&uid, &name);
+            touched.insert(uid);
+        }
+        problems.truncate(PROBLEMS_KEPT);
+        self.slices.insert(name, Slice { revision: spec.revision, uids, problems: problems.into() });
+        touched.retain(|uid| self.choose(uid));
+        touched
+    }
+
+    /// Services whose plan changed.
+    pub fn remove(&mut self, name: &str) -> BTreeSet<Uid> {
+        let Some((name, slice)) = self.slices.remove_entry(name) else { return BTreeSet::new() };
+        let mut touched = slice.uids;
+        for uid in &touched {
+            self.drop_parts(uid, &name);
+        }
+        touched.retain(|uid| self.choose(uid));
+        touched
+    }
+
+    fn drop_parts(&mut self, uid: &Uid, slice: &Arc<str>) {
+        if let Some(service) = self.services.get_mut(uid) {
+            service.parts.retain(|(at, _)| at != slice);
+        }
+    }
+
+    /// Chooses the plan of a Service again; whether it changed.
+    fn choose(&mut self, uid: &Uid) -> bool {
+        let Some(service) = self.services.get_mut(uid) else { return false };
+        let Some(highest) = service.highest() else {
+            self.incomplete.remove(uid);
+            if self.listing {
+                self.orphans.insert(uid.clone());
+                return false;
+            }
+            return self.services.remove(uid).is_some_and(|service| service.plan.is_some());
+        };
+        let chosen = service.choose();
+        let in_force = chosen.as_ref().map(|plan| plan.revision);
+        if in_force >= Some(highest) {
+            self.incomplete.remove(uid);
+        } else {
+            self.incomplete.insert(uid.clone());
+        }
+        let changed = chosen != service.plan;
+        service.plan = chosen;
+        changed
+    }
+
+    pub fn incomplete(&self) -> Vec<Incomplete> {
+        let mut list: Vec<Incomplete> = self
+            .incomplete
+            .iter()
+            .filter_map(|uid| self.services.get(uid))
+            .filter_map(|service| {
+                let revision = service.highest()?;
+                let mut of_it = service.parts.iter().filter(|(_, part)| part.revision == revision);
+                let parts = of_it.clone().count();
+                let of = of_it.next().map_or(0, |(_, part)| part.parts.into());
+                let in_force = service.plan.as_ref().map(|plan| plan.revision);
+                Some(Incomplete { service: service.full_name(), revision, in_force, parts, of })
+            })
+            .collect();
+        list.sort_by(|a, b| a.service.cmp(&b.service));
+        list
+    }
+
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.slices.values().flat_map(|slice| slice.problems.iter())
+    }
+
+    pub fn revision(&self) -> Option<i64> {
+        self.slices.values().map(|slice| slice.revision).max()
+    }
+}
+
+/// A part as it is kept, without what makes no sense; `None` where nothing of it does.
+fn compact(plan: &ServicePlan, node: &str, problems: &mut Vec<Problem>) -> Option<Part> {
+    let object = || format!("Service {}/{}", plan.namespace, plan.name);
+    let (Ok(part), Ok(parts)) = (u16::try_from(plan.part), u16::try_from(plan.parts)) else {
+        problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
+        return None;
+    };
+    if part >= parts || plan.uid.is_empty() {
+        problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
+        return None;
+    }
+    let ports = plan.ports.iter().map(|port| compact_port(port, node, &object, problems)).collect();
+    Some(Part { revision: plan.revision, part, parts, ports })
+}
+
+fn compact_port(
+    port: &PortPlan,
+    node: &str,
+    object: &dyn Fn() -> String,
+    problems: &mut Vec<Problem>,
+) -> Port {
+    let mut checked = |address: Option<&str>, number: i32| match check(address, number) {
+        Ok(found) => Some(found),
+        Err(reason) => {
+            problems.push(Problem::new(object(), reason));
+            None
+        }
+    };
+    let frontends = port
+        .frontends
+        .iter()
+        .filter_map(|f| {
+            let address = if f.kind == FrontendKind::NodePort { None } else { Some(f.address.as_deref().unwrap_or("")) };
+            let (address, port) = checked(address, f.port)?;
+            Some(Frontend { kind: f.kind, address, port })
+        })
+        .collect();
+    let endpoints = port
+        .endpoints
+        .iter()
+        .filter_map(|e| {
+            let (address, port) = checked(Some(&e.address), e.port)?;
+            Some(Endpoint { address: address?, port, local: e.node.as_deref() == Some(node) })
+        })
+        .collect();
+    let protocol = match port.protocol {
+        nodenet_crds::Protocol::TCP => Protocol::TCP,
+        nodenet_crds::Protocol::UDP => Protocol::UDP,
+    };
+    let scheduler = port.scheduler.as_deref().filter(|name| match super::requirements::scheduler_module(name) {
+        Some(_) => true,
+        None => {
+            problems.push(Problem::new(object(), Reason::Scheduler { name: (*name).to_owned() }));
+            false
+        }
+    });
+    Port { protocol, scheduler: scheduler.map(Into::into), frontends, endpoints }
+}
+
+fn check(address: Option<&str>, port: i32) -> Result<(Option<IpAddr>, u16), Reason> {
+    let port = match u16::try_from(port) {
+        Ok(port) if port > 0 => port,
+        _ => return Err(Reason::Port { value: port }),
+    };
+    let Some(text) = address else { return Ok((None, port)) };
+    let address: IpAddr = text.parse().map_err(|_| Reason::Address { value: text.to_owned() })?;
+    let address = address.to_canonical();
+    let link_local = match address {
+        IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local {
+        return Err(Reason::Address { value: text.to_owned() });
+    }
+    Ok((Some(address), port))
+}

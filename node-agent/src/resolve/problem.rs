@@ -1,0 +1,71 @@
+//! What of the input makes no sense. Each concerns one object; the others are unaffected.
+
+/// One thing that cannot be as written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{object}: {reason}")]
+pub struct Problem {
+    /// The object, for example `Service default/web`.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+impl Problem {
+    pub(super) fn new(object: String, reason: Reason) -> Self {
+        Self { object, reason }
+    }
+}
+
+/// What is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Reason {
+    /// Not an address, or one that no Service can have (loopback, link-local, multicast).
+    #[error("{value:?} is no usable address")]
+    Address {
+        /// As written.
+        value: String,
+    },
+    /// Not a port.
+    #[error("{value} is no port (1 to 65535)")]
+    Port {
+        /// As written.
+        value: i32,
+    },
+    /// Number of a part that cannot be.
+    #[error("part {part} of {parts} cannot be")]
+    Part {
+        /// As written.
+        part: i32,
+        /// As written.
+        parts: i32,
+    },
+    /// Not a scheduler of IPVS; the default one is used.
+    #[error("scheduler {name:?} is unknown; the default one is used")]
+    Scheduler {
+        /// As written.
+        name: String,
+    },
+    /// Another Service answers there already.
+    #[error("{what} belongs to Service {owner}")]
+    Claimed {
+        /// The virtual server.
+        what: String,
+        /// `namespace/name` of its owner.
+        owner: String,
+    },
+    /// Not a range, or too wide a one to be made local.
+    #[error("{value:?} is no usable range of service addresses")]
+    Range {
+        /// As written.
+        value: String,
+    },
+    /// A module that the agent does not load.
+    #[error("is not among the modules that this agent loads")]
+    Module,
+    /// A setting, or a value of it, that the agent does not write.
+    #[error("{value:?} is not among the values that this agent writes")]
+    Sysctl {
+        /// Value as written.
+        value: String,
+    },
+}
