@@ -1,6 +1,6 @@
 //! Every truncation and every flipped bit of every captured datagram: an error or other content, no panic.
 #![cfg(target_endian = "little")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod capture;
 mod invariants;

@@ -1,6 +1,6 @@
 //! Errors as the kernel sent them, with and without their extended acknowledgement.
 #![cfg(target_endian = "little")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod capture;
 

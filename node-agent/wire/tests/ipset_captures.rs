@@ -1,6 +1,6 @@
 //! The ipset codec against what `ipset` and the kernel said to each other.
 #![cfg(target_endian = "little")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod capture;
 

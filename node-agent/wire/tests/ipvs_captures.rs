@@ -1,6 +1,6 @@
 //! The IPVS codec against what `ipvsadm` and the kernel said to each other.
 #![cfg(target_endian = "little")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod capture;
 

@@ -1,6 +1,6 @@
 //! ARP and Neighbor Discovery against frames from a link.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod capture;
 

@@ -1,6 +1,6 @@
 //! What is encoded decodes to the same, and no bytes whatever make a decoder panic.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "support of tests fails by panicking")]
 
 mod invariants;
 
