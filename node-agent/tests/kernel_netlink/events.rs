@@ -1,0 +1,108 @@
+//! Hearing of changes by whatever hand.
+
+use std::sync::mpsc;
+
+use nodenet_agent::{
+    kernel::{
+        KernelEvent,
+        netlink::{Namespace, events},
+    },
+    state::{LocalRoute, Operation},
+};
+
+use crate::support::{PATIENCE, address, commit_all, in_namespace, kernel, key, run};
+
+fn listen() -> (events::Listener, mpsc::Receiver<KernelEvent>) {
+    let (tell, told) = mpsc::channel();
+    let listener = events::listen(&Namespace::own(), move |event| tell.send(event).is_ok()).unwrap();
+    (listener, told)
+}
+
+/// Waits for an event and drops those before it.
+fn wait_for(told: &mpsc::Receiver<KernelEvent>, wanted: &KernelEvent) {
+    loop {
+        let event = told.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{wanted:?} was not told"));
+        if event == *wanted {
+            return;
+        }
+    }
+}
+
+#[test]
+fn changes_by_another_hand_are_told_by_name() {
+    in_namespace(|| {
+        let (_listener, told) = listen();
+        run("ip", "link add eth0 type veth peer name peer0");
+        wait_for(&told, &KernelEvent::Link("eth0".to_owned()));
+        run("ip", "link set eth0 up");
+        wait_for(&told, &KernelEvent::Link("eth0".to_owned()));
+        run("ip", "link set peer0 up");
+        wait_for(&told, &KernelEvent::Link("eth0".to_owned()));
+        run("ip", "address add 192.168.0.11/24 dev eth0");
+        wait_for(&told, &KernelEvent::Address(key("eth0", "192.168.0.11")));
+        run("ip", "address add fd00::11/64 dev eth0 nodad");
+        wait_for(&told, &KernelEvent::Address(key("eth0", "fd00::11")));
+        run("ip", "address delete 192.168.0.11/24 dev eth0");
+        wait_for(&told, &KernelEvent::Address(key("eth0", "192.168.0.11")));
+        run("ip", "link delete eth0");
+        wait_for(&told, &KernelEvent::Link("eth0".to_owned()));
+    });
+}
+
+#[test]
+fn of_routes_only_local_ones_that_the_kernel_did_not_make_are_told() {
+    in_namespace(|| {
+        run("ip", "link add eth0 type veth peer name peer0");
+        run("ip", "link set eth0 up");
+        run("ip", "link set peer0 up");
+        let (_listener, told) = listen();
+        run("ip", "address add 192.168.0.11/24 dev eth0");
+        run("ip", "route add 10.98.0.0/16 dev eth0");
+        run("ip", "address add 192.168.1.1/32 dev eth0");
+        loop {
+            let event = told.recv_timeout(PATIENCE).unwrap();
+            assert_ne!(event, KernelEvent::Route);
+            if event == KernelEvent::Address(key("eth0", "192.168.1.1")) {
+                break;
+            }
+        }
+        let route = LocalRoute { range: "10.96.0.0/12".parse().unwrap(), interface: "eth0".to_owned() };
+        commit_all(&mut kernel(), vec![Operation::AddRoute(route)]);
+        wait_for(&told, &KernelEvent::Route);
+        run("ip", "route delete local 10.96.0.0/12 dev eth0 table local");
+        wait_for(&told, &KernelEvent::Route);
+    });
+}
+
+#[test]
+fn own_changes_are_told_too() {
+    in_namespace(|| {
+        run("ip", "link add eth0 type veth peer name peer0");
+        let (_listener, told) = listen();
+        let vip = key("eth0", "192.168.0.15");
+        commit_all(&mut kernel(), vec![Operation::AddAddress(vip.clone(), address(24))]);
+        wait_for(&told, &KernelEvent::Address(vip));
+    });
+}
+
+#[test]
+fn a_renamed_interface_is_looked_at_anew() {
+    in_namespace(|| {
+        run("ip", "link add eth0 type veth peer name peer0");
+        let (_listener, told) = listen();
+        run("ip", "link set eth0 name lan0");
+        wait_for(&told, &KernelEvent::Overrun);
+        run("ip", "address add 192.168.0.11/24 dev lan0");
+        wait_for(&told, &KernelEvent::Address(key("lan0", "192.168.0.11")));
+    });
+}
+
+#[test]
+fn listening_ends_when_nobody_hears() {
+    in_namespace(|| {
+        let (listener, told) = listen();
+        drop(told);
+        run("ip", "link add eth0 type veth peer name peer0");
+        drop(listener);
+    });
+}
