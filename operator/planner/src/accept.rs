@@ -1,1 +1,337 @@
-//! skeleton
+//! Whether the spec of a VirtualIP can be put in force, and what is in force.
+//!
+//! What is in force changes only when a spec is accepted. So a bad edit changes nothing on any node; nor does a restart,
+//! because what is in force is rebuilt from what is published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
+use nodenet_crds::conditions::reason;
+use nodenet_crds::{
+    AddressRole, Announce, AssignedVirtualIP, DEFAULT_PRIORITY, ServiceBinding, VirtualIPSpec, validate,
+};
+
+use crate::bindings::{self, BindingProblem};
+use crate::node::{Fit, NodeInfo, StateInfo, fit};
+use crate::service::{BoundFrontend, Named, ServiceInfo};
+use crate::{Settings, selector};
+
+/// What is known of the cluster, apart from VirtualIPs.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) settings: Settings,
+    pub(crate) nodes: BTreeMap<String, NodeInfo>,
+    pub(crate) states: BTreeMap<String, StateInfo>,
+    pub(crate) services: BTreeMap<Named, ServiceInfo>,
+}
+
+/// Order of ownership of an address: the older object, then the first name.
+pub(crate) type Claim = (Option<Timestamp>, String);
+
+/// Who wants and who has which address.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    by_address: BTreeMap<IpAddr, BTreeSet<Claim>>,
+    of: BTreeMap<String, (Claim, BTreeSet<IpAddr>)>,
+}
+
+impl Claims {
+    /// Sets the claims of `claim.1` and returns the names of the others whose standing may change by it.
+    pub(crate) fn set(&mut self, claim: Claim, addresses: BTreeSet<IpAddr>) -> BTreeSet<String> {
+        let name = claim.1.clone();
+        let before = self.of.remove(&name);
+        if before.as_ref().is_some_and(|(c, a)| *c == claim && *a == addresses) {
+            if let Some(same) = before {
+                self.of.insert(name, same);
+            }
+            return BTreeSet::new();
+        }
+        let mut others = BTreeSet::new();
+        if let Some((old, list)) = before {
+            for address in list {
+                if let Some(all) = self.by_address.get_mut(&address) {
+                    all.remove(&old);
+                    others.extend(all.iter().map(|c| c.1.clone()));
+                    if all.is_empty() {
+                        self.by_address.remove(&address);
+                    }
+                }
+            }
+        }
+        for address in &addresses {
+            let all = self.by_address.entry(*address).or_default();
+            others.extend(all.iter().map(|c| c.1.clone()));
+            all.insert(claim.clone());
+        }
+        if !addresses.is_empty() {
+            self.of.insert(name.clone(), (claim, addresses));
+        }
+        others.remove(&name);
+        others
+    }
+
+    /// Who of those that claim `address` it belongs to.
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&str> {
+        self.by_address.get(&address)?.first().map(|c| c.1.as_str())
+    }
+}
+
+/// The spec that is in force for a VirtualIP.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct InForce {
+    /// Generation of the object that it was taken from; `None`: rebuilt from what is published.
+    pub(crate) generation: Option<i64>,
+    /// As in the spec, with their parsed form.
+    pub(crate) addresses: Vec<(String, IpNet)>,
+    pub(crate) interface: Option<String>,
+    pub(crate) address_role: AddressRole,
+    pub(crate) announce: Announce,
+    pub(crate) preempt: bool,
+    pub(crate) preempt_delay: Duration,
+    /// Nodes that may hold it, with their priority.
+    pub(crate) candidates: BTreeMap<String, i32>,
+    pub(crate) bindings: Vec<ServiceBinding>,
+}
+
+impl InForce {
+    /// What published NodeNetStates show of a VirtualIP: (node, entry).
+    pub(crate) fn from_published<'a>(
+        entries: impl Iterator<Item = (&'a str, &'a AssignedVirtualIP)>,
+    ) -> Option<Self> {
+        let mut out: Option<Self> = None;
+        for (node, entry) in entries {
+            let made = out.get_or_insert_with(|| Self {
+                generation: None,
+                addresses: entry
+                    .addresses
+                    .iter()
+                    .filter_map(|a| Some((a.clone(), a.parse().ok()?)))
+                    .collect(),
+                interface: entry.interface.clone(),
+                address_role: entry.address_role,
+                announce: entry.announce.clone(),
+                preempt: false,
+                preempt_delay: Duration::ZERO,
+                candidates: BTreeMap::new(),
+                bindings: Vec::new(),
+            });
+            made.candidates.insert(node.to_owned(), entry.priority);
+        }
+        out
+    }
+}
+
+/// Why a spec is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: &'static str,
+    /// Names the field and what must change.
+    pub(crate) message: String,
+}
+
+/// What became of a spec.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) refusal: Option<Refusal>,
+    /// What may be put in force: all of the spec, or, where only single Services are at fault, the rest of it.
+    pub(crate) usable: Option<InForce>,
+}
+
+impl Verdict {
+    fn refused(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { refusal: Some(Refusal { reason, message: message.into() }), usable: None }
+    }
+}
+
+/// Everything that is wrong with the spec by itself.
+pub(crate) fn violations(spec: &VirtualIPSpec) -> Vec<validate::Violation> {
+    let mut found = validate::virtual_ip(spec);
+    if let Some(s) = &spec.node_selector {
+        found.extend(selector::check(s, "spec.nodeSelector"));
+    }
+    for (i, p) in spec.priorities.iter().enumerate() {
+        found.extend(selector::check(&p.node_selector, &format!("spec.priorities[{i}].nodeSelector")));
+    }
+    found
+}
+
+/// The addresses of a spec that is valid by itself; of another none.
+pub(crate) fn claimed(spec: &VirtualIPSpec) -> BTreeSet<IpAddr> {
+    if !violations(spec).is_empty() {
+        return BTreeSet::new();
+    }
+    spec.addresses.iter().filter_map(|a| a.parse::<IpNet>().ok()).map(|n| n.addr()).collect()
+}
+
+/// Judges the spec of the VirtualIP `name`. `held` are the addresses that are in force for it already.
+pub(crate) fn judge(
+    name: &str,
+    spec: &VirtualIPSpec,
+    generation: Option<i64>,
+    facts: &Facts,
+    claims: &Claims,
+    held: &BTreeSet<IpAddr>,
+) -> Verdict {
+    let found = violations(spec);
+    if !found.is_empty() {
+        let words = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Verdict::refused(reason::INVALID, words);
+    }
+    let addresses: Vec<(String, IpNet)> =
+        spec.addresses.iter().filter_map(|a| Some((a.clone(), a.parse().ok()?))).collect();
+    for (i, (_, net)) in addresses.iter().enumerate() {
+        let address = net.addr();
+        if let Some(owner) = claims.owner(address).filter(|o| *o != name) {
+            return Verdict::refused(
+                reason::ADDRESS_CONFLICT,
+                format!(
+                    "spec.addresses[{i}]: {address} belongs to VirtualIP {owner}, which was there first: use another \
+                     address, or remove it there"
+                ),
+            );
+        }
+        if let Some(what) = in_use(address, facts, held) {
+            return Verdict::refused(
+                reason::ADDRESS_IN_USE,
+                format!("spec.addresses[{i}]: {address} is {what}: use an address that nothing else has"),
+            );
+        }
+    }
+    let selected: Vec<(&String, &NodeInfo)> = facts
+        .nodes
+        .iter()
+        .filter(|(_, n)| spec.node_selector.as_ref().is_none_or(|s| selector::matches(s, &n.labels)))
+        .collect();
+    if selected.is_empty() {
+        let message = match facts.nodes.len() {
+            0 => "there is no Node".to_owned(),
+            n => format!(
+                "spec.nodeSelector matches none of the {n} Nodes: change it, or label the Nodes that may hold the addresses"
+            ),
+        };
+        return Verdict::refused(reason::NO_MATCHING_NODES, message);
+    }
+    let nets: Vec<IpNet> = addresses.iter().map(|(_, n)| *n).collect();
+    let interface = spec.interface.as_deref();
+    let mut candidates = BTreeMap::new();
+    let mut without = None;
+    for (node, info) in &selected {
+        match fit(Some(info), facts.states.get(*node), &nets, interface) {
+            Fit::Yes { .. } => {
+                let of = spec.priorities.iter().find(|p| selector::matches(&p.node_selector, &info.labels));
+                candidates.insert((*node).clone(), of.map_or(DEFAULT_PRIORITY, |p| p.priority));
+            }
+            Fit::NoInterface => {}
+            Fit::NoSubnet(net) => without = Some(net),
+        }
+    }
+    if candidates.is_empty() {
+        return Verdict::refused(reason::NO_CANDIDATE, no_candidate(spec, facts, &selected, without));
+    }
+    let plain: Vec<IpAddr> = nets.iter().map(IpNet::addr).collect();
+    let (_, problems) = bindings::bind(&spec.services, &plain, |s| facts.services.get(s).cloned());
+    let refusal = (!problems.is_empty()).then(|| {
+        let missing = problems.iter().any(|(_, p)| matches!(p, BindingProblem::NotFound(_)));
+        let words = problems.iter().map(|(i, p)| match p {
+            BindingProblem::NotFound(s) => {
+                format!("spec.services[{i}]: Service {s} does not exist: create it, or remove the entry")
+            }
+            BindingProblem::Unusable(words) => format!("spec.services[{i}]: {words}"),
+        });
+        Refusal {
+            reason: if missing { reason::SERVICE_NOT_FOUND } else { reason::INVALID },
+            message: words.collect::<Vec<_>>().join("; "),
+        }
+    });
+    let delay = spec.failover.preempt_delay_seconds.unwrap_or(0);
+    let usable = InForce {
+        generation,
+        addresses,
+        interface: spec.interface.clone(),
+        address_role: spec.address_role,
+        announce: spec.announce.clone(),
+        preempt: spec.failover.preempt,
+        preempt_delay: Duration::from_secs(u64::try_from(delay).unwrap_or(0)),
+        candidates,
+        bindings: spec.services.clone(),
+    };
+    Verdict { refusal, usable: Some(usable) }
+}
+
+/// What has `address` already, in words.
+fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
+    if let Some(net) = facts.settings.service_cidrs.iter().find(|n| n.contains(&address)) {
+        return Some(format!("in the range {net} of Services"));
+    }
+    if let Some(net) = facts.settings.cluster_cidrs.iter().find(|n| n.contains(&address)) {
+        return Some(format!("in the pod network {net}"));
+    }
+    for (name, node) in &facts.nodes {
+        if node.addresses.contains(&address) {
+            return Some(format!("an address of Node {name}"));
+        }
+        if let Some(net) = node.pod_cidrs.iter().find(|n| n.contains(&address)) {
+            return Some(format!("in the pod network {net} of Node {name}"));
+        }
+    }
+    // An agent that has just restarted may report an address of ours as found; what is in force is ours.
+    if held.contains(&address) {
+        return None;
+    }
+    for (name, state) in &facts.states {
+        for interface in state.status.iter().flat_map(|s| &s.interfaces) {
+            let own = interface.addresses.iter().filter_map(|a| a.parse::<IpNet>().ok());
+            if own.map(|n| n.addr()).any(|a| a == address) {
+                return Some(format!("on interface {} of Node {name} already", interface.name));
+            }
+        }
+    }
+    None
+}
+
+fn no_candidate(
+    spec: &VirtualIPSpec,
+    facts: &Facts,
+    selected: &[(&String, &NodeInfo)],
+    without: Option<IpNet>,
+) -> String {
+    let nodes = match selected {
+        [(only, _)] => format!("Node {only}"),
+        all => format!("any of the {} selected Nodes", all.len()),
+    };
+    let mut interfaces = BTreeSet::new();
+    for (name, _) in selected {
+        let reported = facts.states.get(*name).and_then(StateInfo::reported);
+        interfaces.extend(reported.into_iter().flat_map(|s| &s.interfaces).map(|i| i.name.as_str()));
+    }
+    let have = if interfaces.is_empty() {
+        String::new()
+    } else {
+        let list = interfaces.iter().take(8).copied().collect::<Vec<_>>().join(", ");
+        format!(" (there is {list})")
+    };
+    match (&spec.interface, without) {
+        (Some(interface), _) => format!(
+            "spec.interface: {interface} does not exist, or carries no address, on {nodes}{have}: name another interface, or \
+             remove it to use the one whose subnet holds the address"
+        ),
+        (None, Some(net)) => format!(
+            "spec.addresses: no interface of {nodes} has a subnet that holds {}: use an address of the nodes' subnet, or name \
+             the interface in spec.interface",
+            net.addr()
+        ),
+        (None, None) => format!("spec.addresses: {nodes} cannot carry them"),
+    }
+}
+
+/// The frontends that what is in force gives to Services. `addresses` are those of it that no older VirtualIP has.
+pub(crate) fn frontends(
+    in_force: &InForce,
+    addresses: &[IpAddr],
+    facts: &Facts,
+) -> BTreeMap<Named, Vec<BoundFrontend>> {
+    bindings::bind(&in_force.bindings, addresses, |s| facts.services.get(s).cloned()).0
+}

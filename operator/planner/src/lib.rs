@@ -30,6 +30,7 @@ mod selector;
 mod service;
 mod settings;
 mod slices;
+mod vip;
 mod vip_status;
 
 pub use change::{Change, Kind, Object, ObjectRef};

@@ -1,1 +1,332 @@
-//! skeleton
+//! Nodes and their NodeNetStates in the form that the index keeps, and the spec of one NodeNetState.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use nodenet_crds::{
+    AssignedState, AssignedVirtualIP, KernelRequirements, NodeNetState, NodeNetStateSpec, NodeNetStateStatus,
+    ServiceAddressMode, ServiceAddresses, VirtualIPState,
+};
+
+use crate::Settings;
+
+/// How long a node that reported a fault with a virtual IP is only a last resort for it.
+pub(crate) const FAULT_RETRY: Duration = Duration::from_secs(300);
+/// Most ranges of one list (the schema's bound).
+const CIDRS_MAX: usize = 16;
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeInfo {
+    pub(crate) uid: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// False where the Node says so or says Unknown; a Node that says nothing is not contradicted.
+    pub(crate) ready: bool,
+    /// Since when `ready` is what it is (monotonic).
+    pub(crate) since: Duration,
+    pub(crate) cordoned: bool,
+    /// Internal and external addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeInfo {
+    pub(crate) fn new(node: &Node, before: Option<&Self>, now: Duration) -> Self {
+        let status = node.status.as_ref();
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
+        let addresses = status.and_then(|s| s.addresses.as_deref()).unwrap_or_default();
+        let addresses = addresses.iter().filter(|a| a.type_ == "InternalIP" || a.type_ == "ExternalIP");
+        let spec = node.spec.as_ref();
+        let cidrs = spec.and_then(|s| s.pod_cidrs.as_deref()).unwrap_or_default();
+        let single = spec.and_then(|s| s.pod_cidr.as_ref()).filter(|_| cidrs.is_empty());
+        Self {
+            uid: node.metadata.uid.clone(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            ready,
+            since: before.filter(|b| b.ready == ready).map_or(now, |b| b.since),
+            cordoned: spec.is_some_and(|s| s.unschedulable == Some(true)),
+            addresses: addresses.filter_map(|a| a.address.parse().ok()).collect(),
+            pod_cidrs: cidrs.iter().chain(single).filter_map(|c| c.parse().ok()).collect(),
+        }
+    }
+}
+
+/// A write of a NodeNetState that is under way.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum InFlight {
+    /// This spec.
+    Put(Box<NodeNetStateSpec>),
+    /// A deletion.
+    Delete,
+}
+
+/// A NodeNetState as it is published, and what its node may still hold from before.
+#[derive(Debug, Default)]
+pub(crate) struct StateInfo {
+    /// Whether the object exists.
+    pub(crate) exists: bool,
+    pub(crate) uid: Option<String>,
+    pub(crate) generation: i64,
+    pub(crate) spec: NodeNetStateSpec,
+    pub(crate) status: Option<NodeNetStateStatus>,
+    pub(crate) in_flight: Option<InFlight>,
+    /// Addresses that an earlier spec let the node hold, and the first generation that does not: until the agent has
+    /// confirmed that generation it may have them.
+    ghosts: BTreeMap<IpAddr, i64>,
+    /// When a fault was reported last, by virtual IP (monotonic).
+    faults: BTreeMap<String, Duration>,
+    /// Since when the reported interfaces are as they are (monotonic).
+    pub(crate) interfaces_since: Duration,
+}
+
+/// What a new version of a NodeNetState changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct StateChange {
+    pub(crate) spec: bool,
+    pub(crate) interfaces: bool,
+    /// Virtual IPs whose placement or status may change.
+    pub(crate) virtual_ips: BTreeSet<String>,
+}
+
+fn address_of(cidr: &str) -> Option<IpAddr> {
+    cidr.parse::<IpNet>().ok().map(|n| n.addr())
+}
+
+fn active_addresses(spec: &NodeNetStateSpec) -> impl Iterator<Item = IpAddr> {
+    let active = spec.virtual_ips.iter().filter(|v| v.state == AssignedState::Active);
+    active.flat_map(|v| &v.addresses).filter_map(|a| address_of(a))
+}
+
+impl StateInfo {
+    /// Takes a new version in.
+    pub(crate) fn observe(&mut self, object: NodeNetState, answer: bool, now: Duration) -> StateChange {
+        let meta = object.metadata;
+        let generation = meta.generation.unwrap_or(1);
+        let same_object = self.exists && self.uid == meta.uid;
+        let own = self.in_flight.is_some();
+        match &self.in_flight {
+            Some(InFlight::Put(spec)) if answer || **spec == object.spec => self.in_flight = None,
+            _ => {}
+        }
+        if same_object && generation < self.generation {
+            return StateChange::default();
+        }
+        let mut change = StateChange {
+            spec: !self.exists || self.spec != object.spec || self.generation != generation,
+            ..Default::default()
+        };
+        if !same_object {
+            // A new object counts its generations anew.
+            for first in self.ghosts.values_mut() {
+                *first = generation;
+            }
+        }
+        let confirmed = object.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
+        if change.spec {
+            let now_active: BTreeSet<IpAddr> = active_addresses(&object.spec).collect();
+            let mut dropped: Vec<IpAddr> = active_addresses(&self.spec).collect();
+            if !self.exists && self.uid.is_none() && !own && confirmed < generation {
+                // First seen, not made by this process, and the agent has not confirmed this spec: an earlier one may have said Active.
+                let all = object.spec.virtual_ips.iter().flat_map(|v| &v.addresses);
+                dropped.extend(all.filter_map(|a| address_of(a)));
+            }
+            for address in dropped.into_iter().filter(|a| !now_active.contains(a)) {
+                self.ghosts.insert(address, generation);
+            }
+            for address in now_active {
+                self.ghosts.remove(&address);
+            }
+            let names =
+                |spec: &NodeNetStateSpec| spec.virtual_ips.iter().map(|v| v.name.clone()).collect::<Vec<_>>();
+            change.virtual_ips.extend(names(&self.spec));
+            change.virtual_ips.extend(names(&object.spec));
+        }
+        let before = self.status.take().unwrap_or_default();
+        let status = object.status;
+        if let Some(after) = &status {
+            change.interfaces = before.interfaces != after.interfaces;
+            if change.interfaces {
+                self.interfaces_since = now;
+            }
+            for v in &after.virtual_ips {
+                if v.state == VirtualIPState::Fault {
+                    self.faults.insert(v.name.clone(), now);
+                }
+            }
+            if before.observed_generation != after.observed_generation
+                || before.slice_revision != after.slice_revision
+                || before.conditions != after.conditions
+                || before.failures != after.failures
+            {
+                change.virtual_ips.extend(object.spec.virtual_ips.iter().map(|v| v.name.clone()));
+            }
+            if before.virtual_ips != after.virtual_ips
+                || before.observed_generation != after.observed_generation
+            {
+                let both = before.virtual_ips.iter().chain(&after.virtual_ips);
+                change.virtual_ips.extend(both.map(|v| v.name.clone()));
+            }
+        }
+        self.exists = true;
+        self.uid = meta.uid;
+        self.generation = generation;
+        self.spec = object.spec;
+        self.status = status;
+        self.ghosts.retain(|_, first| confirmed < *first);
+        change
+    }
+
+    /// Whether the agent has reported on the spec as it is now.
+    pub(crate) fn confirmed(&self) -> bool {
+        let observed = self.status.as_ref().and_then(|s| s.observed_generation);
+        self.exists && observed.is_some_and(|g| g >= self.generation)
+    }
+
+    /// The object is gone; what its node held it may still hold, as nobody can confirm anything now.
+    pub(crate) fn gone(&mut self) {
+        self.exists = false;
+        let held: Vec<IpAddr> = active_addresses(&self.spec).chain(self.reported_addresses()).collect();
+        for address in held {
+            self.ghosts.insert(address, i64::MAX);
+        }
+        for first in self.ghosts.values_mut() {
+            *first = i64::MAX;
+        }
+        self.spec = NodeNetStateSpec::default();
+        self.status = None;
+        self.generation = 0;
+        self.in_flight = None;
+    }
+
+    fn reported_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let active = self.status.iter().flat_map(|s| &s.virtual_ips);
+        let active = active.filter(|v| v.state == VirtualIPState::Active);
+        active.flat_map(|v| &v.addresses).filter_map(|a| address_of(&a.address))
+    }
+
+    /// Whether a spec that is published, or is just being written, lets the node hold `address`.
+    pub(crate) fn is_assigned(&self, address: IpAddr) -> bool {
+        let in_flight = match &self.in_flight {
+            Some(InFlight::Put(spec)) => Some(&**spec),
+            _ => None,
+        };
+        active_addresses(&self.spec)
+            .chain(in_flight.into_iter().flat_map(active_addresses))
+            .any(|a| a == address)
+    }
+
+    /// Whether the node may still have `address` although no spec lets it: its agent says so, or has not confirmed yet.
+    pub(crate) fn lingers(&self, address: IpAddr) -> bool {
+        self.ghosts.contains_key(&address) || self.reported_addresses().any(|a| a == address)
+    }
+
+    /// Whether the node may have any virtual IP.
+    pub(crate) fn holds_anything(&self) -> bool {
+        !self.ghosts.is_empty()
+            || active_addresses(&self.spec).next().is_some()
+            || self.reported_addresses().next().is_some()
+    }
+
+    /// All addresses that the node may have.
+    pub(crate) fn may_have(&self) -> BTreeSet<IpAddr> {
+        let in_flight = match &self.in_flight {
+            Some(InFlight::Put(spec)) => Some(&**spec),
+            _ => None,
+        };
+        active_addresses(&self.spec)
+            .chain(in_flight.into_iter().flat_map(active_addresses))
+            .chain(self.reported_addresses())
+            .chain(self.ghosts.keys().copied())
+            .collect()
+    }
+
+    /// Until when the node is only a last resort for a virtual IP, because of a fault that it reported.
+    pub(crate) fn faulty_until(&self, virtual_ip: &str) -> Option<Duration> {
+        self.faults.get(virtual_ip).map(|t| *t + FAULT_RETRY)
+    }
+
+    /// Whether the agent has reported its interfaces.
+    pub(crate) fn reported(&self) -> Option<&NodeNetStateStatus> {
+        self.status.as_ref().filter(|s| !s.interfaces.is_empty())
+    }
+}
+
+/// Whether a node can carry the addresses of a virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It can.
+    Yes {
+        /// Name of an interface that is down now.
+        down: Option<String>,
+    },
+    /// The named interface is not there (or carries no address of its own).
+    NoInterface,
+    /// No interface has a subnet that holds this address.
+    NoSubnet(IpNet),
+}
+
+/// Whether `node` can carry `addresses`, by what its agent reported; before the first report, by the Node's addresses.
+pub(crate) fn fit(
+    node: Option<&NodeInfo>,
+    state: Option<&StateInfo>,
+    addresses: &[IpNet],
+    interface: Option<&str>,
+) -> Fit {
+    let Some(status) = state.and_then(StateInfo::reported) else {
+        if interface.is_some() {
+            return Fit::Yes { down: None };
+        }
+        let own = node.map(|n| n.addresses.as_slice()).unwrap_or_default();
+        let missing = addresses.iter().find(|net| !own.iter().any(|a| net.contains(a)));
+        return missing.map_or(Fit::Yes { down: None }, |net| Fit::NoSubnet(*net));
+    };
+    if let Some(name) = interface {
+        return match status.interfaces.iter().find(|i| i.name == name) {
+            Some(i) => Fit::Yes { down: (!i.up).then(|| name.to_owned()) },
+            None => Fit::NoInterface,
+        };
+    }
+    let mut down = None;
+    for net in addresses {
+        let on_link = status.interfaces.iter().filter(|i| has_subnet(&i.addresses, net.addr()));
+        let Some(best) = on_link.max_by_key(|i| i.up) else { return Fit::NoSubnet(*net) };
+        if !best.up {
+            down = Some(best.name.clone());
+        }
+    }
+    Fit::Yes { down }
+}
+
+/// Whether one of the interface's subnets holds `address`.
+pub(crate) fn has_subnet(subnets: &[String], address: IpAddr) -> bool {
+    subnets.iter().filter_map(|s| s.parse::<IpNet>().ok()).any(|net| net.contains(&address))
+}
+
+/// The spec of a node's NodeNetState. `virtual_ips` in any order.
+pub(crate) fn plan_node(
+    node: &NodeInfo,
+    mut virtual_ips: Vec<AssignedVirtualIP>,
+    settings: &Settings,
+) -> NodeNetStateSpec {
+    virtual_ips.sort_by(|a, b| a.name.cmp(&b.name));
+    let ranges = |list: &[IpNet]| {
+        let mut list: Vec<IpNet> = list.iter().map(IpNet::trunc).collect();
+        list.sort_unstable();
+        list.dedup();
+        list.iter().take(CIDRS_MAX).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    NodeNetStateSpec {
+        virtual_ips,
+        service_addresses: ServiceAddresses {
+            mode: ServiceAddressMode::Route,
+            cidrs: ranges(&settings.service_cidrs),
+        },
+        kernel: KernelRequirements { modules: settings.modules.clone(), sysctls: settings.sysctls.clone() },
+        cluster_cidrs: ranges(&settings.cluster_cidrs),
+        pod_cidrs: ranges(&node.pod_cidrs),
+    }
+}

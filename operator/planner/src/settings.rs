@@ -82,7 +82,8 @@ impl Settings {
                 return Err(SettingsError::Sysctl { name: name.clone(), value: value.clone() });
             }
         }
-        for (field, list) in [("service CIDRs", &self.service_cidrs), ("cluster CIDRs", &self.cluster_cidrs)] {
+        for (field, list) in [("service CIDRs", &self.service_cidrs), ("cluster CIDRs", &self.cluster_cidrs)]
+        {
             if list.len() > 16 {
                 return Err(SettingsError::TooMany(field));
             }

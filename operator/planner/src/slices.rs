@@ -1,1 +1,670 @@
-//! skeleton
+//! Which slice holds which Service, and how content gets from one to another without a moment in which a reader of
+//! all slices finds no complete plan.
+//!
+//! * A Service stays in its slice while it fits (sticky), so one change is one write.
+//! * A plan that moves (it outgrew the slice, or the slice is being deleted), and a plan of several parts, is written
+//!   beside the old one. The old one leaves only when the new one was *seen* complete among the published slices.
+//! * A slice that is being deleted is never written again: its content goes to a new one, then its finalizer goes.
+//! * While a write to a slice is under way the slice gets no other: changes meanwhile go into the next one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use nodenet_crds::{NodeNetSlice, NodeNetSliceSpec, PortPlan, SLICE_FINALIZER, ServicePlan, SliceSummary};
+
+use crate::service::Named;
+use crate::{Output, Precondition};
+
+/// Revisions above are not ours (the counter would take millennia): they are overwritten, not continued.
+const REVISION_MAX: i64 = 1 << 53;
+/// Most endpoints of one port in one part, ports in one part and Services in one slice (the schema's bounds).
+const ENDPOINTS_MAX: usize = 1000;
+const PORTS_MAX: usize = 100;
+const SERVICES_MAX: usize = 1000;
+
+/// Place of an entry within a slice: the order in which entries stand there.
+type EntryKey = (Named, i64, i32);
+
+#[derive(Debug)]
+struct Entry {
+    plan: Arc<ServicePlan>,
+    bytes: usize,
+}
+
+/// A write that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InFlight {
+    /// Content with this revision.
+    Put(i64),
+    /// A deletion.
+    Delete,
+    /// The removal of the finalizer.
+    Release,
+}
+
+/// A slice as it is published.
+#[derive(Debug)]
+struct Seen {
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    terminating: bool,
+    finalizer: bool,
+    revision: i64,
+    summary: SliceSummary,
+    entries: Vec<Arc<ServicePlan>>,
+}
+
+impl Seen {
+    fn precondition(&self) -> Precondition {
+        Precondition { uid: self.uid.clone(), resource_version: self.resource_version.clone() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slice {
+    want: BTreeMap<EntryKey, Entry>,
+    bytes: usize,
+    seen: Option<Seen>,
+    in_flight: Option<InFlight>,
+    /// It exists, but what it holds could not be read: it keeps its name and is left alone.
+    unreadable: bool,
+}
+
+impl Slice {
+    /// Whether it takes no content any more.
+    fn retired(&self) -> bool {
+        self.unreadable
+            || matches!(self.in_flight, Some(InFlight::Delete | InFlight::Release))
+            || self.seen.as_ref().is_some_and(|s| s.terminating)
+    }
+}
+
+/// Where the plan of a Service stands.
+#[derive(Debug)]
+struct Placed {
+    uid: Arc<str>,
+    /// The newest plan: (slice, part).
+    current: Vec<(String, Arc<ServicePlan>)>,
+    /// Parts of an older plan that stay until the newest was seen complete.
+    leaving: Vec<(String, Arc<ServicePlan>)>,
+}
+
+fn key_of(plan: &ServicePlan) -> EntryKey {
+    (Named::new(&plan.namespace, &plan.name), plan.revision, plan.part)
+}
+
+/// Length of the JSON of `plan`, roughly: close enough to shard by, without writing it down.
+fn json_bytes(plan: &ServicePlan) -> usize {
+    let ports = plan.ports.iter().map(port_bytes).sum::<usize>();
+    80 + plan.namespace.len() + plan.name.len() + plan.uid.len() + ports
+}
+
+fn port_bytes(port: &PortPlan) -> usize {
+    let frontends =
+        port.frontends.iter().map(|f| 45 + f.address.as_ref().map_or(0, |a| a.len() + 13)).sum::<usize>();
+    let endpoints = port
+        .endpoints
+        .iter()
+        .map(|e| 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10))
+        .sum::<usize>();
+    80 + port.name.len() + port.scheduler.as_ref().map_or(0, |s| s.len() + 15) + frontends + endpoints
+}
+
+/// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.
+fn split(ports: Vec<PortPlan>, part_bytes: usize) -> Vec<Vec<PortPlan>> {
+    let mut parts: Vec<Vec<PortPlan>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for mut port in ports {
+        let endpoints = std::mem::take(&mut port.endpoints);
+        let head = port_bytes(&port);
+        let mut rest = endpoints.into_iter().peekable();
+        loop {
+            let full = parts
+                .last()
+                .is_some_and(|p| !p.is_empty() && (p.len() >= PORTS_MAX || bytes + head > part_bytes));
+            if full {
+                parts.push(Vec::new());
+                bytes = 0;
+            }
+            let mut piece = port.clone();
+            bytes += head;
+            while piece.endpoints.len() < ENDPOINTS_MAX && (bytes < part_bytes || piece.endpoints.is_empty())
+            {
+                let Some(e) = rest.next() else { break };
+                bytes += 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10);
+                piece.endpoints.push(e);
+            }
+            if let Some(part) = parts.last_mut() {
+                part.push(piece);
+            }
+            if rest.peek().is_none() {
+                break;
+            }
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+    }
+    parts
+}
+
+/// All slices: what they should hold and what they hold.
+#[derive(Debug)]
+pub(crate) struct Slices {
+    slice_bytes: usize,
+    part_bytes: usize,
+    revision: i64,
+    slices: BTreeMap<String, Slice>,
+    services: BTreeMap<Named, Placed>,
+    /// (bytes, name) of slices that take content.
+    room: BTreeSet<(usize, String)>,
+    dirty: BTreeSet<String>,
+    first_free: u64,
+}
+
+impl Slices {
+    pub(crate) fn new(slice_bytes: usize, part_bytes: usize) -> Self {
+        Self {
+            slice_bytes,
+            part_bytes,
+            revision: 0,
+            slices: BTreeMap::new(),
+            services: BTreeMap::new(),
+            room: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            first_free: 0,
+        }
+    }
+
+    /// Names of all Services that have a plan.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Named> {
+        self.services.keys()
+    }
+
+    /// Names of all slices.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.slices.keys()
+    }
+
+    /// The parts of the newest plan of a Service.
+    pub(crate) fn plan_of(&self, service: &Named) -> impl Iterator<Item = &ServicePlan> {
+        self.services.get(service).into_iter().flat_map(|p| p.current.iter().map(|(_, plan)| &**plan))
+    }
+
+    /// Revision of the newest plan of a Service: an agent that has programmed slices up to a higher publication has it.
+    pub(crate) fn revision_of(&self, service: &Named) -> Option<i64> {
+        self.services.get(service)?.current.first().map(|(_, plan)| plan.revision)
+    }
+
+    /// All published plans, complete or not.
+    pub(crate) fn published(&self) -> impl Iterator<Item = &ServicePlan> {
+        self.slices.values().filter_map(|s| s.seen.as_ref()).flat_map(|s| s.entries.iter().map(|e| &**e))
+    }
+
+    // ---- what is seen -------------------------------------------------------------------------------------------
+
+    /// A watch or the answer to a write shows a slice. Returns whether it must be looked at ([`Slices::flush`]).
+    pub(crate) fn observe(&mut self, object: NodeNetSlice, answer: bool) -> bool {
+        let meta = object.metadata;
+        let Some(name) = meta.name else { return false };
+        let slice = self.slices.entry(name.clone()).or_default();
+        let terminating = meta.deletion_timestamp.is_some();
+        match slice.in_flight {
+            Some(InFlight::Put(revision)) if answer || object.spec.revision == revision => {
+                slice.in_flight = None;
+                self.dirty.insert(name.clone());
+            }
+            Some(InFlight::Delete) if terminating => slice.in_flight = None,
+            _ => {}
+        }
+        if let Some(seen) = &slice.seen
+            && seen.uid == meta.uid
+            && seen.generation.is_some()
+            && meta.generation.is_some()
+            && meta.generation < seen.generation
+        {
+            return answer;
+        }
+        slice.unreadable = false;
+        let want = &slice.want;
+        let share = |plan: ServicePlan| match want.get(&key_of(&plan)) {
+            Some(entry) if *entry.plan == plan => Arc::clone(&entry.plan),
+            _ => Arc::new(plan),
+        };
+        let entries: Vec<_> = object.spec.services.into_iter().map(share).collect();
+        for revision in entries.iter().map(|e| e.revision).chain([object.spec.revision]) {
+            if revision <= REVISION_MAX {
+                self.revision = self.revision.max(revision);
+            }
+        }
+        let seen = Seen {
+            uid: meta.uid,
+            resource_version: meta.resource_version,
+            generation: meta.generation,
+            terminating,
+            finalizer: meta.finalizers.iter().flatten().any(|f| f == SLICE_FINALIZER),
+            revision: object.spec.revision,
+            summary: object.spec.summary,
+            entries,
+        };
+        let services: Vec<Named> = seen.entries.iter().map(|e| Named::new(&e.namespace, &e.name)).collect();
+        slice.seen = Some(seen);
+        self.reroom(&name);
+        self.dirty.insert(name);
+        for service in services {
+            self.settle(&service);
+        }
+        true
+    }
+
+    /// A watch shows a slice whose content cannot be read.
+    pub(crate) fn unreadable(&mut self, name: &str) {
+        let slice = self.slices.entry(name.to_owned()).or_default();
+        if slice.seen.is_none() {
+            slice.unreadable = true;
+            self.reroom(name);
+        }
+    }
+
+    /// A slice is gone.
+    pub(crate) fn gone(&mut self, name: &str) -> bool {
+        let Some(slice) = self.slices.get_mut(name) else { return false };
+        slice.seen = None;
+        slice.unreadable = false;
+        if matches!(slice.in_flight, Some(InFlight::Delete | InFlight::Release)) {
+            slice.in_flight = None;
+        }
+        self.reroom(name);
+        self.dirty.insert(name.to_owned());
+        true
+    }
+
+    /// A write to a slice failed.
+    pub(crate) fn write_failed(&mut self, name: &str) {
+        if let Some(slice) = self.slices.get_mut(name) {
+            slice.in_flight = None;
+            self.reroom(name);
+            self.dirty.insert(name.to_owned());
+        }
+    }
+
+    // ---- the start ----------------------------------------------------------------------------------------------
+
+    /// Takes what is published over as the plan so far: for each Service its highest complete revision. `uid_of` names
+    /// the Service that exists now; a plan of another one with the same name is left behind.
+    pub(crate) fn adopt(&mut self, uid_of: impl Fn(&Named) -> Option<Arc<str>>) {
+        self.services.clear();
+        self.room.clear();
+        for slice in self.slices.values_mut() {
+            slice.want.clear();
+            slice.bytes = 0;
+            slice.in_flight = None;
+        }
+        // (uid, revision) -> parts
+        type Found = BTreeMap<(String, i64), BTreeMap<i32, (String, Arc<ServicePlan>)>>;
+        let mut found: BTreeMap<Named, Found> = BTreeMap::new();
+        for (name, slice) in &self.slices {
+            // A slice that is being deleted comes last: where a plan stands twice, the other place is the better one.
+            let terminating = slice.seen.as_ref().is_some_and(|s| s.terminating);
+            for plan in slice.seen.iter().flat_map(|s| &s.entries) {
+                if plan.revision > REVISION_MAX {
+                    continue;
+                }
+                let service = found.entry(Named::new(&plan.namespace, &plan.name)).or_default();
+                let parts = service.entry((plan.uid.clone(), plan.revision)).or_default();
+                let place = (name.clone(), Arc::clone(plan));
+                if terminating {
+                    parts.entry(plan.part).or_insert(place);
+                } else {
+                    parts.insert(plan.part, place);
+                }
+            }
+        }
+        for (service, plans) in found {
+            let uid = uid_of(&service);
+            let complete = plans.into_iter().filter(|((_, _), parts)| {
+                let count = parts.values().next().map_or(0, |(_, plan)| plan.parts);
+                let same = parts.values().all(|(_, plan)| plan.parts == count);
+                let whole = parts.keys().copied().eq(0..count);
+                same && whole && count > 0
+            });
+            let best = complete
+                .max_by_key(|((u, revision), _)| (uid.as_deref().is_some_and(|uid| uid == u), *revision));
+            let Some(((uid, _), parts)) = best else { continue };
+            let current: Vec<_> = parts.into_values().collect();
+            for (name, plan) in &current {
+                self.insert(name, plan);
+            }
+            self.services.insert(service, Placed { uid: uid.as_str().into(), current, leaving: Vec::new() });
+        }
+        self.dirty = self.slices.keys().cloned().collect();
+        for name in self.dirty.clone() {
+            self.reroom(&name);
+        }
+    }
+
+    // ---- what is wanted -----------------------------------------------------------------------------------------
+
+    /// Sets the plan of a Service; `None` removes it. Returns whether anything changed.
+    pub(crate) fn set(&mut self, service: &Named, uid: &Arc<str>, ports: Option<Vec<PortPlan>>) -> bool {
+        let Some(ports) = ports else { return self.remove(service) };
+        let parts = split(ports, self.part_bytes);
+        if let Some(placed) = self.services.get(service) {
+            if placed.uid == *uid
+                && placed.current.len() == parts.len()
+                && placed.current.iter().zip(&parts).all(|((_, plan), ports)| plan.ports == *ports)
+            {
+                return false;
+            }
+        }
+        self.place(service, uid, parts, None);
+        true
+    }
+
+    fn remove(&mut self, service: &Named) -> bool {
+        let Some(placed) = self.services.remove(service) else { return false };
+        for (name, plan) in placed.current.iter().chain(&placed.leaving) {
+            self.take(name, plan);
+        }
+        true
+    }
+
+    /// Writes the plan of a Service under a new revision; `to` is where parts go that have to leave a slice.
+    fn place(&mut self, service: &Named, uid: &Arc<str>, parts: Vec<Vec<PortPlan>>, to: Option<&str>) {
+        let revision = self.next_revision();
+        let (mut old, mut leaving, same) = match self.services.remove(service) {
+            Some(placed) => (placed.current, placed.leaving, placed.uid == *uid),
+            None => (Vec::new(), Vec::new(), false),
+        };
+        if !same {
+            for (name, plan) in leaving.drain(..) {
+                self.take(&name, &plan);
+            }
+        }
+        let count = i32::try_from(parts.len()).unwrap_or(i32::MAX);
+        let plans: Vec<Arc<ServicePlan>> = (0..)
+            .zip(parts)
+            .map(|(part, ports)| {
+                Arc::new(ServicePlan {
+                    namespace: service.namespace.to_string(),
+                    name: service.name.to_string(),
+                    uid: uid.to_string(),
+                    revision,
+                    part,
+                    parts: count,
+                    ports,
+                })
+            })
+            .collect();
+        let current = if let [plan] = plans.as_slice() {
+            let bytes = json_bytes(plan);
+            let home = match old.as_slice() {
+                [(name, _)] => self.stays(service, name, bytes).then(|| name.clone()),
+                _ => None,
+            };
+            match home {
+                Some(name) => {
+                    // One write replaces the one by the other, so nothing has to wait.
+                    for (at, plan) in old.drain(..) {
+                        self.take(&at, &plan);
+                    }
+                    if leaving.iter().any(|(at, plan)| *at == name && plan.parts == 1) {
+                        for (at, plan) in leaving.drain(..) {
+                            self.take(&at, &plan);
+                        }
+                    }
+                    vec![(name, Arc::clone(plan))]
+                }
+                None => {
+                    let name = match to {
+                        Some(to) => to.to_owned(),
+                        None => self.choose(bytes),
+                    };
+                    vec![(name, Arc::clone(plan))]
+                }
+            }
+        } else {
+            // Each part stays where its predecessor is, beside it, unless that slice goes away.
+            let mut at = Vec::with_capacity(plans.len());
+            for (i, plan) in plans.into_iter().enumerate() {
+                let home = old.get(i).filter(|(name, o)| o.parts > 1 && !self.is_retired(name));
+                let name = match home {
+                    Some((name, _)) => name.clone(),
+                    None => self.new_name(),
+                };
+                self.insert(&name, &plan);
+                at.push((name, plan));
+            }
+            at
+        };
+        for (name, plan) in &current {
+            self.insert(name, plan);
+        }
+        if leaving.is_empty() && same {
+            leaving = old;
+        } else {
+            // What left first was seen complete; what came between perhaps never was. And nobody waits for the plan of
+            // a Service that was deleted and made again.
+            for (name, plan) in old {
+                self.take(&name, &plan);
+            }
+        }
+        self.services.insert(service.clone(), Placed { uid: Arc::clone(uid), current, leaving });
+    }
+
+    /// Whether a plan of `bytes` can stay in the slice that holds the Service's plan now.
+    fn stays(&self, service: &Named, name: &str, bytes: usize) -> bool {
+        let Some(slice) = self.slices.get(name).filter(|s| !s.retired()) else { return false };
+        let own = slice.want.range((service.clone(), i64::MIN, 0)..=(service.clone(), i64::MAX, i32::MAX));
+        let own: usize = own.map(|(_, e)| e.bytes).sum();
+        let others = slice.bytes.saturating_sub(own);
+        others == 0 || others + bytes <= self.slice_bytes
+    }
+
+    /// A slice with room for a new plan of `bytes`: the fullest, so that there are few, but with some room to grow.
+    fn choose(&mut self, bytes: usize) -> String {
+        let fill = self.slice_bytes - self.slice_bytes / 8;
+        let found = fill.checked_sub(bytes).and_then(|most| {
+            let fits = self.room.range(..(most + 1, String::new())).rev();
+            fits.map(|(_, name)| name)
+                .find(|n| self.slices.get(*n).is_some_and(|s| s.want.len() < SERVICES_MAX))
+                .cloned()
+        });
+        match found {
+            Some(name) => name,
+            None => self.new_name(),
+        }
+    }
+
+    fn new_name(&mut self) -> String {
+        let mut number = self.first_free;
+        let name = loop {
+            let name = format!("nodenet-{number:04}");
+            number += 1;
+            if !self.slices.contains_key(&name) {
+                break name;
+            }
+        };
+        self.first_free = number;
+        self.slices.insert(name.clone(), Slice::default());
+        self.dirty.insert(name.clone());
+        name
+    }
+
+    fn is_retired(&self, name: &str) -> bool {
+        self.slices.get(name).is_none_or(Slice::retired)
+    }
+
+    fn next_revision(&mut self) -> i64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    fn insert(&mut self, name: &str, plan: &Arc<ServicePlan>) {
+        self.unroom(name);
+        let bytes = json_bytes(plan);
+        let slice = self.slices.entry(name.to_owned()).or_default();
+        let entry = Entry { plan: Arc::clone(plan), bytes };
+        let before = slice.want.insert(key_of(plan), entry).map_or(0, |e| e.bytes);
+        slice.bytes = slice.bytes + bytes - before;
+        self.reroom(name);
+        self.dirty.insert(name.to_owned());
+    }
+
+    fn take(&mut self, name: &str, plan: &ServicePlan) {
+        self.unroom(name);
+        if let Some(slice) = self.slices.get_mut(name)
+            && let Some(entry) = slice.want.remove(&key_of(plan))
+        {
+            slice.bytes -= entry.bytes;
+            self.dirty.insert(name.to_owned());
+        }
+        self.reroom(name);
+    }
+
+    fn unroom(&mut self, name: &str) {
+        if let Some(slice) = self.slices.get(name) {
+            self.room.remove(&(slice.bytes, name.to_owned()));
+        }
+    }
+
+    fn reroom(&mut self, name: &str) {
+        self.unroom(name);
+        if let Some(slice) = self.slices.get(name)
+            && !slice.retired()
+            && !slice.want.is_empty()
+        {
+            self.room.insert((slice.bytes, name.to_owned()));
+        }
+    }
+
+    /// Lets an older plan go once the newest one is seen complete.
+    fn settle(&mut self, service: &Named) {
+        let Some(placed) = self.services.get_mut(service) else { return };
+        if placed.leaving.is_empty() {
+            return;
+        }
+        let slices = &self.slices;
+        let seen = placed.current.iter().all(|(name, plan)| {
+            let seen = slices.get(name).and_then(|s| s.seen.as_ref());
+            seen.is_some_and(|s| s.entries.iter().any(|e| Arc::ptr_eq(e, plan) || **e == **plan))
+        });
+        if seen {
+            for (name, plan) in std::mem::take(&mut placed.leaving) {
+                self.take(&name, &plan);
+            }
+        }
+    }
+
+    // ---- what is to be written ----------------------------------------------------------------------------------
+
+    /// Whether there is something to look at.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Moves what stands in slices that are being deleted, then says what must be written to all that changed.
+    pub(crate) fn flush(&mut self) -> Vec<Output> {
+        self.evacuate();
+        let mut out = Vec::new();
+        let mut later = BTreeSet::new();
+        for name in std::mem::take(&mut self.dirty) {
+            let Some(slice) = self.slices.get_mut(&name) else { continue };
+            if slice.unreadable {
+                continue;
+            }
+            if slice.in_flight.is_some() {
+                later.insert(name);
+                continue;
+            }
+            match &slice.seen {
+                Some(seen) if seen.terminating => {
+                    if slice.want.is_empty() && seen.finalizer {
+                        let expect = seen.precondition();
+                        slice.in_flight = Some(InFlight::Release);
+                        out.push(Output::ReleaseSlice { name, expect });
+                    }
+                }
+                Some(seen) if slice.want.is_empty() => {
+                    let expect = seen.precondition();
+                    slice.in_flight = Some(InFlight::Delete);
+                    out.push(Output::DeleteSlice { name, expect });
+                }
+                None if slice.want.is_empty() => {
+                    self.slices.remove(&name);
+                    // The lowest free name is taken first; one that was just in use comes after the others.
+                    self.first_free = 0;
+                }
+                seen => {
+                    let right = seen.as_ref().is_some_and(|seen| {
+                        seen.finalizer
+                            && seen.revision <= REVISION_MAX
+                            && seen.summary == summary(slice.want.values())
+                            && seen.entries.len() == slice.want.len()
+                            && seen
+                                .entries
+                                .iter()
+                                .zip(slice.want.values())
+                                .all(|(a, b)| Arc::ptr_eq(a, &b.plan) || **a == *b.plan)
+                    });
+                    if right {
+                        continue;
+                    }
+                    self.revision += 1;
+                    let spec = NodeNetSliceSpec {
+                        revision: self.revision,
+                        summary: summary(slice.want.values()),
+                        services: slice.want.values().map(|e| (*e.plan).clone()).collect(),
+                    };
+                    let replaces = seen.as_ref().map(Seen::precondition);
+                    slice.in_flight = Some(InFlight::Put(self.revision));
+                    out.push(Output::PutSlice { name, spec, replaces });
+                }
+            }
+        }
+        self.dirty = later;
+        out
+    }
+
+    /// Gives every newest plan that stands in a slice that is being deleted a new place; what stood together stays
+    /// together.
+    fn evacuate(&mut self) {
+        let leaving: Vec<String> = self
+            .dirty
+            .iter()
+            .filter(|n| self.slices.get(*n).is_some_and(|s| s.retired() && !s.want.is_empty()))
+            .cloned()
+            .collect();
+        for name in leaving {
+            let Some(slice) = self.slices.get(&name) else { continue };
+            let services: BTreeSet<Named> =
+                slice.want.keys().map(|(service, _, _)| service.clone()).collect();
+            let mut to = None;
+            for service in services {
+                let Some(placed) = self.services.get(&service) else { continue };
+                if !placed.current.iter().any(|(at, _)| *at == name) {
+                    continue;
+                }
+                let uid = Arc::clone(&placed.uid);
+                let parts = placed.current.iter().map(|(_, plan)| plan.ports.clone()).collect();
+                let to = match &to {
+                    Some(to) => to,
+                    None => &*to.insert(self.new_name()),
+                };
+                let to = to.clone();
+                self.place(&service, &uid, parts, Some(&to));
+            }
+        }
+    }
+}
+
+fn summary<'a>(entries: impl Iterator<Item = &'a Entry>) -> SliceSummary {
+    let mut services: BTreeSet<(&str, &str)> = BTreeSet::new();
+    let mut endpoints = 0;
+    for e in entries {
+        services.insert((&e.plan.namespace, &e.plan.name));
+        endpoints += e.plan.ports.iter().map(|p| p.endpoints.len()).sum::<usize>();
+    }
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    SliceSummary { services: count(services.len()), endpoints: count(endpoints) }
+}

@@ -1,0 +1,347 @@
+//! Who holds a virtual IP, in virtual time with living and dying agents.
+
+mod simulation;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use nodenet_crds::NodePriority;
+use nodenet_planner::{Kind, Output, Settings};
+use simulation::{Cluster, s, virtual_ip};
+
+const ADDRESS: &str = "192.168.0.15/24";
+
+fn settings() -> Settings {
+    Settings { service_cidrs: vec!["10.96.0.0/12".parse().unwrap()], ..Settings::default() }
+}
+
+/// Nodes n1.. with living agents.
+fn cluster(nodes: u8) -> Cluster {
+    let mut c = Cluster::new(settings());
+    for i in 1..=nodes {
+        c.add_node(&format!("n{i}"), &format!("192.168.0.{}", 10 + i));
+    }
+    c.run(s(3));
+    c
+}
+
+fn prefer(node: &str, priority: i32) -> NodePriority {
+    let labels = BTreeMap::from([("kubernetes.io/hostname".to_owned(), node.to_owned())]);
+    NodePriority {
+        node_selector: LabelSelector { match_labels: Some(labels), match_expressions: None },
+        priority,
+    }
+}
+
+fn moves(c: &Cluster) -> Vec<String> {
+    let all = c.events.iter().filter(|e| e.reason.starts_with("Holder") && e.action == "Place");
+    all.map(|e| format!("{}: {}", e.reason, e.note)).collect()
+}
+
+#[test]
+fn the_node_of_the_highest_priority_holds_a_new_virtual_ip_and_becomes_ready() {
+    let mut c = cluster(3);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n2", 150)];
+    c.put(vip);
+    c.run(s(1));
+    assert_eq!(c.has_address(ADDRESS), ["n2"]);
+    let (status, reason, message) = c.condition("web", "Ready");
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "Ready"), "{message}");
+    let held = c.vip("web").status.clone().unwrap();
+    assert_eq!(held.addresses[0].node, "n2");
+    assert_eq!(held.addresses[0].interface.as_deref(), Some("eth0"));
+    assert_eq!(held.addresses[0].reason, "highest priority (150) of 3 candidates");
+    assert_eq!(held.summary.holder, "n2");
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_dead_holder_is_replaced_after_its_fence_and_within_twelve_seconds() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n1"]);
+    c.kill("n1");
+    let took = c.run_until(s(12), |c| c.has_address(ADDRESS) == ["n2"]);
+    assert!(took >= s(6), "{took:?} is before the addresses of a dead agent have run out");
+    assert_eq!(c.doubles, Vec::<String>::new());
+    let all = moves(&c);
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(
+        all[1].starts_with("HolderLost: moves from n1 to n2: the agent of n1 has not renewed"),
+        "{}",
+        all[1]
+    );
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn of_two_nodes_one_takes_over_from_the_other() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.kill("n1");
+    c.run_until(s(12), |c| c.has_address(ADDRESS) == ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_silent_holder_is_announced_before_its_fence_runs_out() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.kill("n1");
+    c.run_until(s(12), |c| c.condition("web", "Held").1 == "WaitingForFence");
+    assert_eq!(c.active("web"), ["n1"], "nothing moves before the fence");
+}
+
+#[test]
+fn a_node_that_returns_takes_its_addresses_back_only_by_priority() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("equal", &[ADDRESS]));
+    let mut vip = virtual_ip("preferred", &["192.168.0.16/24"]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    c.put(vip);
+    c.run(s(5));
+    assert_eq!((c.active("equal"), c.active("preferred")), (vec!["n1".into()], vec!["n1".into()]));
+    c.kill("n1");
+    c.run(s(15));
+    assert_eq!((c.active("equal"), c.active("preferred")), (vec!["n2".into()], vec!["n2".into()]));
+    c.revive("n1");
+    c.run(s(15));
+    assert_eq!(c.active("equal"), ["n2"], "no move without a cause");
+    assert_eq!(c.active("preferred"), ["n1"], "preempt is the default");
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn without_preempt_the_holder_stays_when_a_better_node_returns() {
+    let mut c = cluster(2);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    vip.spec.failover.preempt = false;
+    c.put(vip);
+    c.run(s(5));
+    c.kill("n1");
+    c.run(s(15));
+    c.revive("n1");
+    c.run(s(60));
+    assert_eq!(c.active("web"), ["n2"]);
+}
+
+#[test]
+fn a_better_node_waits_for_the_preemption_delay_after_its_return() {
+    let mut c = cluster(2);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    vip.spec.failover.preempt_delay_seconds = Some(30);
+    c.put(vip);
+    c.run(s(5));
+    c.kill("n1");
+    c.run(s(15));
+    assert_eq!(c.active("web"), ["n2"]);
+    c.revive("n1");
+    c.run(s(25));
+    assert_eq!(c.active("web"), ["n2"], "before the delay has passed");
+    c.run_until(s(8), |c| c.active("web") == ["n1"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn nothing_moves_while_the_api_server_is_away_nor_when_it_returns() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    let before = moves(&c);
+    c.stop_api();
+    c.run(s(60));
+    assert_eq!(c.has_address(ADDRESS), ["n1"], "a living agent keeps its addresses");
+    c.start_api();
+    c.run(s(30));
+    assert_eq!(c.active("web"), ["n1"]);
+    assert_eq!(moves(&c), before);
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn nothing_moves_when_most_agents_fall_silent_at_once_although_the_operator_sees_the_api() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    for node in ["n1", "n2"] {
+        c.agents.get_mut(node).unwrap().connected = false;
+    }
+    c.run(s(40));
+    assert_eq!(c.active("web"), ["n1"]);
+    let (status, reason, _) = c.condition("web", "Held");
+    assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "AgentsSilent"));
+    for node in ["n1", "n2"] {
+        c.agents.get_mut(node).unwrap().connected = true;
+    }
+    c.run(s(5));
+    assert_eq!(c.condition("web", "Ready").0, "True");
+    assert_eq!(moves(&c).len(), 1);
+}
+
+#[test]
+fn most_nodes_dead_for_good_are_given_up_when_another_proves_that_the_api_answers() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.kill("n1");
+    c.kill("n2");
+    c.run(s(50));
+    assert_eq!(c.active("web"), ["n1"]);
+    c.run_until(s(25), |c| c.has_address(ADDRESS) == ["n3"]);
+}
+
+#[test]
+fn a_restarted_operator_writes_nothing_and_moves_nothing() {
+    let mut c = cluster(3);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.failover.preempt = false;
+    c.put(vip);
+    c.put(simulation::service("default", "web", "10.96.0.7", Some(30080)));
+    c.run(s(5));
+    c.kill("n1");
+    c.run(s(15));
+    c.revive("n1");
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n2"]);
+    c.take_writes();
+    c.restart_operator();
+    c.run(s(30));
+    assert_eq!(c.take_writes(), Vec::<Output>::new());
+    assert_eq!(c.active("web"), ["n2"]);
+}
+
+#[test]
+fn a_holder_that_died_with_the_operator_is_replaced_after_a_full_fence() {
+    let mut c = cluster(3);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.operator = false;
+    c.kill("n1");
+    c.run(s(1));
+    c.restart_operator();
+    let took = c.run_until(s(15), |c| c.has_address(ADDRESS) == ["n2"]);
+    assert!(took >= s(8), "the Lease's age counts from what this operator saw, took {took:?}");
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_node_that_died_long_before_an_operator_restart_never_gets_an_address() {
+    let mut c = cluster(3);
+    c.run(s(5));
+    c.kill("n1");
+    c.run(s(30));
+    c.restart_operator();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    c.put(vip);
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n2"]);
+}
+
+#[test]
+fn a_living_holder_lets_go_before_the_next_one_takes() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.agents.get_mut("n1").unwrap().obeys = false;
+    c.set_ready("n1", false);
+    c.run(s(30));
+    assert_eq!(c.active("web"), Vec::<String>::new(), "n1 still has it and its agent lives");
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    let (status, reason, message) = c.condition("web", "Held");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "WaitingForFence"));
+    assert!(message.contains("n1") && message.contains("n2"), "{message}");
+    c.agents.get_mut("n1").unwrap().obeys = true;
+    c.run(s(1));
+    assert_eq!(c.has_address(ADDRESS), ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+    let all = moves(&c);
+    assert!(all[1].contains("n1 had to leave it: its Node is not Ready"), "{all:?}");
+}
+
+#[test]
+fn a_cordoned_node_hands_over_and_gets_nothing_back_until_it_is_uncordoned() {
+    let mut c = cluster(2);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    c.put(vip);
+    c.run(s(5));
+    c.set_node("n1", |n| n.spec.as_mut().unwrap().unschedulable = Some(true));
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n2"]);
+    c.set_node("n1", |n| n.spec.as_mut().unwrap().unschedulable = None);
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n1"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn an_interface_that_goes_down_moves_the_addresses() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.set_interface("n1", false);
+    c.run(s(2));
+    assert_eq!(c.active("web"), ["n2"]);
+    assert!(moves(&c)[1].contains("its interface eth0 is down"));
+}
+
+#[test]
+fn a_deleted_node_hands_over_before_its_state_goes() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    c.delete_named(Kind::Node, "n1");
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n2"]);
+    assert!(c.state("n1").is_none(), "nobody needs its state any more");
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn an_address_that_passes_from_one_virtual_ip_to_another_is_never_on_two_nodes() {
+    let mut c = cluster(2);
+    let mut first = virtual_ip("first", &[ADDRESS]);
+    first.spec.priorities = vec![prefer("n1", 200)];
+    c.put(first);
+    c.run(s(5));
+    let mut second = virtual_ip("second", &[ADDRESS]);
+    second.spec.priorities = vec![prefer("n2", 200)];
+    c.put(second);
+    c.run(s(5));
+    let (status, reason, message) = c.condition("second", "Accepted");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "AddressConflict"));
+    assert!(message.contains("VirtualIP first"), "{message}");
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    c.agents.get_mut("n1").unwrap().obeys = false;
+    c.delete_named(Kind::VirtualIP, "first");
+    c.run(s(5));
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    assert_eq!(c.active("second"), Vec::<String>::new());
+    c.agents.get_mut("n1").unwrap().obeys = true;
+    c.run(s(1));
+    assert_eq!(c.has_address(ADDRESS), ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_virtual_ip_whose_only_candidate_is_gone_says_so_and_returns_with_it() {
+    let mut c = cluster(2);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.node_selector = Some(prefer("n1", 1).node_selector);
+    c.put(vip);
+    c.run(s(5));
+    c.kill("n1");
+    c.run(s(15));
+    let (status, reason, message) = c.condition("web", "Held");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "NotHeld"), "{message}");
+    c.revive("n1");
+    c.run(s(5));
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}

@@ -1,0 +1,672 @@
+//! A cluster in virtual time: an API server, agents with kernels, and the planner between them.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Service, ServicePort, ServiceSpec,
+};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use nodenet_crds::timing::{
+    FENCE_LIFETIME, FENCE_RENEW, LEASE_RENEW_CANDIDATE, LEASE_RENEW_IDLE, lease_duration_seconds,
+};
+use nodenet_crds::{
+    AddressOnNode, AssignedState, InterfaceOnNode, LABEL_SERVICE_NAME, NodeNetSlice, NodeNetState,
+    NodeNetStateStatus, PortPlan, SLICE_FINALIZER, ServicePlan, VirtualIP, VirtualIPOnNode, VirtualIPSpec,
+    VirtualIPState,
+};
+use nodenet_planner::{Change, Event, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
+
+pub const STEP: Duration = Duration::from_millis(250);
+
+pub const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Time of day when virtual time begins.
+const BEGIN: i64 = 1_767_225_600;
+
+pub fn at(monotonic: Duration) -> Now {
+    let wall = Timestamp::from_second(BEGIN + monotonic.as_secs() as i64).unwrap();
+    Now { monotonic, wall }
+}
+
+/// One node's agent and kernel.
+#[derive(Debug)]
+pub struct Agent {
+    /// The process runs.
+    pub alive: bool,
+    /// The API server answers it.
+    pub connected: bool,
+    /// It acts on its NodeNetState.
+    pub obeys: bool,
+    spec: Option<NodeNetState>,
+    /// Address -> when it runs out.
+    kernel: BTreeMap<String, Duration>,
+    renewed: Duration,
+    refreshed: Duration,
+    renewals: i64,
+}
+
+/// The API server's content and the planner that works on it.
+pub struct Cluster {
+    pub now: Duration,
+    pub index: Index,
+    settings: Settings,
+    pub objects: BTreeMap<ObjectRef, Object>,
+    version: u64,
+    pub agents: BTreeMap<String, Agent>,
+    keys: BTreeSet<Key>,
+    /// The API server answers at all.
+    pub api: bool,
+    /// The operator runs.
+    pub operator: bool,
+    /// Every write that the API server took.
+    pub writes: Vec<Output>,
+    pub events: Vec<Event>,
+    /// Address -> nodes that had it at one time.
+    pub doubles: Vec<String>,
+    /// Chooses writes that fail.
+    pub fail: Box<dyn FnMut() -> bool>,
+    /// Checked after every write.
+    pub invariant: Option<Box<dyn FnMut(&BTreeMap<ObjectRef, Object>)>>,
+}
+
+pub fn meta(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), ..Default::default() }
+}
+
+pub fn node(name: &str, ip: &str) -> Node {
+    let mut metadata = meta(name);
+    metadata.labels = Some(BTreeMap::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]));
+    Node {
+        metadata,
+        spec: Some(NodeSpec::default()),
+        status: Some(NodeStatus {
+            addresses: Some(vec![NodeAddress { address: ip.to_owned(), type_: "InternalIP".to_owned() }]),
+            conditions: Some(vec![NodeCondition {
+                type_: "Ready".to_owned(),
+                status: "True".to_owned(),
+                ..Default::default()
+            }]),
+            ..Default::default()
+        }),
+    }
+}
+
+pub fn service(namespace: &str, name: &str, ip: &str, node_port: Option<i32>) -> Service {
+    let mut metadata = meta(name);
+    metadata.namespace = Some(namespace.to_owned());
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            cluster_ip: Some(ip.to_owned()),
+            cluster_ips: Some(vec![ip.to_owned()]),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port: 80,
+                node_port,
+                ..Default::default()
+            }]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// An EndpointSlice with one ready endpoint for each of `addresses`, port `http` 8080.
+pub fn endpoints(namespace: &str, service: &str, name: &str, addresses: &[String]) -> EndpointSlice {
+    let mut metadata = meta(name);
+    metadata.namespace = Some(namespace.to_owned());
+    metadata.labels = Some(BTreeMap::from([(LABEL_SERVICE_NAME.to_owned(), service.to_owned())]));
+    EndpointSlice {
+        metadata,
+        address_type: "IPv4".to_owned(),
+        endpoints: addresses
+            .iter()
+            .map(|a| Endpoint {
+                addresses: vec![a.clone()],
+                conditions: Some(EndpointConditions { ready: Some(true), ..Default::default() }),
+                node_name: Some("n1".to_owned()),
+                ..Default::default()
+            })
+            .collect(),
+        ports: Some(vec![EndpointPort {
+            name: Some("http".to_owned()),
+            port: Some(8080),
+            ..Default::default()
+        }]),
+    }
+}
+
+pub fn virtual_ip(name: &str, addresses: &[&str]) -> VirtualIP {
+    let spec = VirtualIPSpec {
+        addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
+        ..Default::default()
+    };
+    VirtualIP::new(name, spec)
+}
+
+impl Cluster {
+    /// An empty cluster whose operator leads.
+    pub fn new(settings: Settings) -> Self {
+        let mut cluster = Self {
+            now: s(0),
+            index: Index::new(settings.clone()),
+            settings,
+            objects: BTreeMap::new(),
+            version: 0,
+            agents: BTreeMap::new(),
+            keys: BTreeSet::new(),
+            api: true,
+            operator: true,
+            writes: Vec::new(),
+            events: Vec::new(),
+            doubles: Vec::new(),
+            fail: Box::new(|| false),
+            invariant: None,
+        };
+        cluster.restart_operator();
+        cluster
+    }
+
+    /// A new operator process lists everything and leads.
+    pub fn restart_operator(&mut self) {
+        self.index = Index::new(self.settings.clone());
+        self.keys = BTreeSet::new();
+        self.operator = true;
+        self.relist();
+        self.keys.extend(self.index.lead(&at(self.now)));
+    }
+
+    /// The operator's watches list anew.
+    pub fn relist(&mut self) {
+        for kind in Kind::ALL {
+            self.keys.extend(self.index.apply(Change::Listing(kind), &at(self.now)));
+            for (name, object) in &self.objects {
+                if name.kind == kind {
+                    self.keys.extend(self.index.apply(Change::Upsert(object.clone()), &at(self.now)));
+                }
+            }
+            self.keys.extend(self.index.apply(Change::Synced(kind), &at(self.now)));
+        }
+    }
+
+    /// The API server goes away for everybody.
+    pub fn stop_api(&mut self) {
+        self.api = false;
+        for kind in Kind::ALL {
+            self.keys.extend(self.index.apply(Change::Lost(kind), &at(self.now)));
+        }
+    }
+
+    pub fn start_api(&mut self) {
+        self.api = true;
+        if self.operator {
+            self.relist();
+        }
+    }
+
+    pub fn send(&mut self, change: Change) {
+        if self.operator {
+            let keys = self.index.apply(change, &at(self.now));
+            self.keys.extend(keys);
+        }
+    }
+
+    /// Stores an object as the API server does.
+    pub fn put(&mut self, object: impl Into<Object>) -> Object {
+        let object = self.store(object.into());
+        self.send(Change::Upsert(object.clone()));
+        object
+    }
+
+    fn store(&mut self, mut object: Object) -> Object {
+        let name = object.object_ref();
+        self.version += 1;
+        let before = self.objects.get(&name).cloned();
+        let old = before.as_ref().map(Object::metadata).cloned().unwrap_or_default();
+        let same_spec = match (&before, &object) {
+            (Some(Object::NodeNetState(a)), Object::NodeNetState(b)) => a.spec == b.spec,
+            (Some(Object::NodeNetSlice(a)), Object::NodeNetSlice(b)) => a.spec == b.spec,
+            (Some(Object::VirtualIP(a)), Object::VirtualIP(b)) => a.spec == b.spec,
+            _ => false,
+        };
+        let version = self.version;
+        let now = self.now;
+        let metadata = match &mut object {
+            Object::Node(o) => &mut o.metadata,
+            Object::Service(o) => &mut o.metadata,
+            Object::EndpointSlice(o) => &mut o.metadata,
+            Object::VirtualIP(o) => &mut o.metadata,
+            Object::NodeNetState(o) => &mut o.metadata,
+            Object::NodeNetSlice(o) => &mut o.metadata,
+            Object::Lease(o) => &mut o.metadata,
+        };
+        metadata.resource_version = Some(version.to_string());
+        metadata.uid = old.uid.or_else(|| metadata.uid.take()).or(Some(format!("uid-{version}")));
+        metadata.creation_timestamp = old
+            .creation_timestamp
+            .or_else(|| metadata.creation_timestamp.take())
+            .or(Some(Time(at(now).wall)));
+        metadata.generation = Some(old.generation.map_or(1, |g| if same_spec { g } else { g + 1 }));
+        self.objects.insert(name, object.clone());
+        if let Some(check) = &mut self.invariant {
+            check(&self.objects);
+        }
+        object
+    }
+
+    /// Deletes an object; one with finalizers stays, terminating.
+    pub fn delete(&mut self, name: &ObjectRef) {
+        let Some(object) = self.objects.get(name).cloned() else { return };
+        if let Object::NodeNetSlice(mut slice) = object
+            && slice.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty())
+        {
+            if slice.metadata.deletion_timestamp.is_none() {
+                slice.metadata.deletion_timestamp = Some(Time(at(self.now).wall));
+                self.put(*slice);
+            }
+            return;
+        }
+        self.objects.remove(name);
+        if let Some(check) = &mut self.invariant {
+            check(&self.objects);
+        }
+        self.send(Change::Delete(name.clone()));
+    }
+
+    pub fn delete_named(&mut self, kind: Kind, name: &str) {
+        self.delete(&ObjectRef::cluster(kind, name));
+    }
+
+    /// Adds a node with a living agent whose interface `eth0` has `ip`/24.
+    pub fn add_node(&mut self, name: &str, ip: &str) {
+        self.put(node(name, ip));
+        self.add_agent(name);
+    }
+
+    pub fn add_agent(&mut self, name: &str) {
+        self.agents.insert(
+            name.to_owned(),
+            Agent {
+                alive: true,
+                connected: true,
+                obeys: true,
+                spec: None,
+                kernel: BTreeMap::new(),
+                renewed: s(0),
+                refreshed: s(0),
+                renewals: 0,
+            },
+        );
+    }
+
+    pub fn state(&self, node: &str) -> Option<&NodeNetState> {
+        match self.objects.get(&ObjectRef::cluster(Kind::NodeNetState, node)) {
+            Some(Object::NodeNetState(state)) => Some(state),
+            _ => None,
+        }
+    }
+
+    pub fn vip(&self, name: &str) -> &VirtualIP {
+        match self.objects.get(&ObjectRef::cluster(Kind::VirtualIP, name)) {
+            Some(Object::VirtualIP(vip)) => vip,
+            _ => panic!("no VirtualIP {name}"),
+        }
+    }
+
+    pub fn condition(&self, vip: &str, type_: &str) -> (String, String, String) {
+        let status = self.vip(vip).status.clone().unwrap_or_default();
+        let c = nodenet_crds::conditions::get(&status.conditions, type_).cloned();
+        c.map(|c| (c.status, c.reason, c.message)).unwrap_or_default()
+    }
+
+    pub fn slices(&self) -> Vec<&NodeNetSlice> {
+        slices_in(&self.objects)
+    }
+
+    /// The node whose NodeNetState says Active.
+    pub fn active(&self, vip: &str) -> Vec<String> {
+        let all = self.objects.values().filter_map(|o| match o {
+            Object::NodeNetState(state) => Some(state),
+            _ => None,
+        });
+        all.filter(|s| s.spec.virtual_ips.iter().any(|v| v.name == vip && v.state == AssignedState::Active))
+            .filter_map(|s| s.metadata.name.clone())
+            .collect()
+    }
+
+    /// Nodes that have the address in their kernel.
+    pub fn has_address(&self, address: &str) -> Vec<String> {
+        let now = self.now;
+        let all = self.agents.iter().filter(|(_, a)| a.kernel.get(address).is_some_and(|t| *t > now));
+        all.map(|(n, _)| n.clone()).collect()
+    }
+
+    /// Writes since the last call.
+    pub fn take_writes(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.writes)
+    }
+
+    /// Plans and writes until there is nothing to write; no time passes.
+    pub fn settle(&mut self) {
+        for _ in 0..200 {
+            if !self.operator {
+                return;
+            }
+            self.keys.extend(self.index.take_due(&at(self.now)));
+            let keys = std::mem::take(&mut self.keys);
+            let outputs = self.index.plan(&keys, &at(self.now));
+            if outputs.is_empty() && self.keys.is_empty() {
+                return;
+            }
+            for output in outputs {
+                self.write(output);
+            }
+        }
+        panic!("the planner does not come to rest");
+    }
+
+    fn write(&mut self, output: Output) {
+        let failed = |name: &str, kind: Kind| Change::WriteFailed(ObjectRef::cluster(kind, name));
+        let fails = !self.api || (self.fail)();
+        match output.clone() {
+            Output::PutSlice { name, spec, replaces } => {
+                let reference = ObjectRef::cluster(Kind::NodeNetSlice, &*name);
+                let current = self.objects.get(&reference).map(|o| o.metadata().clone());
+                let wanted = replaces.map(|p| p.resource_version);
+                let have = current.as_ref().map(|m| m.resource_version.clone());
+                if fails || wanted != have {
+                    return self.send(failed(&name, Kind::NodeNetSlice));
+                }
+                let mut metadata = current.unwrap_or_else(|| meta(&name));
+                metadata.finalizers = Some(vec![SLICE_FINALIZER.to_owned()]);
+                let stored = self.store(NodeNetSlice { metadata, spec }.into());
+                self.writes.push(output);
+                self.send(Change::Wrote(stored.clone()));
+                self.send(Change::Upsert(stored));
+            }
+            Output::DeleteSlice { name, expect } => {
+                let reference = ObjectRef::cluster(Kind::NodeNetSlice, &*name);
+                let have = self.objects.get(&reference).map(|o| o.metadata().resource_version.clone());
+                if fails || have != Some(expect.resource_version) {
+                    return self.send(failed(&name, Kind::NodeNetSlice));
+                }
+                self.writes.push(output);
+                self.delete(&reference);
+            }
+            Output::ReleaseSlice { name, expect } => {
+                let reference = ObjectRef::cluster(Kind::NodeNetSlice, &*name);
+                let Some(Object::NodeNetSlice(mut slice)) = self.objects.get(&reference).cloned() else {
+                    return;
+                };
+                if fails || slice.metadata.resource_version != expect.resource_version {
+                    return self.send(failed(&name, Kind::NodeNetSlice));
+                }
+                self.writes.push(output);
+                slice.metadata.finalizers = None;
+                self.objects.insert(reference.clone(), (*slice).into());
+                self.delete(&reference);
+            }
+            Output::PutState { node, spec, replaces, .. } => {
+                let current = self.state(&node).cloned();
+                let have = current.as_ref().map(|s| s.metadata.uid.clone());
+                if fails || replaces.map(|p| p.uid) != have {
+                    return self.send(failed(&node, Kind::NodeNetState));
+                }
+                let mut state = current.unwrap_or_else(|| NodeNetState::new(&node, spec.clone()));
+                state.spec = spec;
+                let stored = self.store(state.into());
+                self.writes.push(output);
+                self.send(Change::Wrote(stored.clone()));
+                self.send(Change::Upsert(stored));
+            }
+            Output::DeleteState { node, .. } => {
+                if fails {
+                    return self.send(failed(&node, Kind::NodeNetState));
+                }
+                self.writes.push(output);
+                self.delete_named(Kind::NodeNetState, &node);
+            }
+            Output::VirtualIPStatus { name, status, .. } => {
+                let reference = ObjectRef::cluster(Kind::VirtualIP, &*name);
+                let Some(Object::VirtualIP(mut vip)) = self.objects.get(&reference).cloned() else { return };
+                if fails {
+                    return self.send(failed(&name, Kind::VirtualIP));
+                }
+                vip.status = Some(status);
+                self.writes.push(output);
+                self.put(*vip);
+            }
+            Output::Event(event) => self.events.push(event),
+        }
+    }
+
+    /// Lets `time` pass, with agents and operator at work.
+    pub fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        self.tick();
+        while self.now < until {
+            self.now += STEP;
+            self.tick();
+        }
+    }
+
+    /// Runs until `done`, at most `limit`; returns how long it took.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Duration {
+        let begin = self.now;
+        self.tick();
+        while !done(self) {
+            assert!(self.now - begin < limit, "did not happen within {limit:?}");
+            self.now += STEP;
+            self.tick();
+        }
+        self.now - begin
+    }
+
+    fn tick(&mut self) {
+        for name in self.agents.keys().cloned().collect::<Vec<_>>() {
+            self.agent(&name);
+        }
+        self.settle();
+        for name in self.agents.keys().cloned().collect::<Vec<_>>() {
+            self.agent(&name);
+        }
+        self.settle();
+        let mut holders: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+        for (node, agent) in &self.agents {
+            for (address, until) in &agent.kernel {
+                if *until > self.now {
+                    holders.entry(address).or_default().push(node);
+                }
+            }
+        }
+        for (address, nodes) in holders.into_iter().filter(|(_, n)| n.len() > 1) {
+            self.doubles.push(format!("{address} on {nodes:?} at {:?}", self.now));
+        }
+    }
+
+    fn agent(&mut self, name: &str) {
+        let now = self.now;
+        let reachable = self.api;
+        let state = self.state(name).cloned();
+        let Some(agent) = self.agents.get_mut(name) else { return };
+        agent.kernel.retain(|_, until| *until > now);
+        if !agent.alive {
+            return;
+        }
+        let online = agent.connected && reachable;
+        let mut lease = None;
+        if online {
+            let fresh = agent.spec.as_ref().map(|s| &s.spec) != state.as_ref().map(|s| &s.spec);
+            if agent.obeys && fresh {
+                agent.spec.clone_from(&state);
+            }
+            let candidate = agent.spec.as_ref().is_some_and(|s| !s.spec.virtual_ips.is_empty());
+            let period = if candidate { LEASE_RENEW_CANDIDATE } else { LEASE_RENEW_IDLE };
+            if agent.renewals == 0 || now >= agent.renewed + period {
+                agent.renewed = now;
+                agent.renewals += 1;
+                lease = Some(Lease {
+                    metadata: meta(name),
+                    spec: Some(LeaseSpec {
+                        holder_identity: Some(name.to_owned()),
+                        lease_duration_seconds: Some(lease_duration_seconds(FENCE_LIFETIME, period)),
+                        renew_time: Some(MicroTime(at(now).wall)),
+                        ..Default::default()
+                    }),
+                });
+            }
+        }
+        let spec = agent.spec.clone().map(|s| s.spec).unwrap_or_default();
+        let active = spec.virtual_ips.iter().filter(|v| v.state == AssignedState::Active);
+        let wanted: BTreeSet<String> = active.flat_map(|v| v.addresses.clone()).collect();
+        agent.kernel.retain(|a, _| wanted.contains(a));
+        let refresh = now >= agent.refreshed + FENCE_RENEW;
+        for address in &wanted {
+            if refresh || !agent.kernel.contains_key(address) {
+                agent.kernel.insert(address.clone(), now + FENCE_LIFETIME);
+            }
+        }
+        if refresh {
+            agent.refreshed = now;
+        }
+        let status = agent.spec.as_ref().filter(|_| online && agent.obeys).map(|read| NodeNetStateStatus {
+            observed_generation: read.metadata.generation,
+            slice_revision: Some(i64::MAX >> 8),
+            interfaces: state.as_ref().and_then(|s| s.status.as_ref()).map_or_else(
+                || {
+                    let node = ObjectRef::cluster(Kind::Node, name);
+                    let ip = match self.objects.get(&node) {
+                        Some(Object::Node(n)) => n.status.as_ref().and_then(|s| s.addresses.clone()),
+                        _ => None,
+                    };
+                    let ip = ip.unwrap_or_default();
+                    vec![InterfaceOnNode {
+                        name: "eth0".to_owned(),
+                        up: true,
+                        addresses: ip.iter().map(|a| format!("{}/24", a.address)).collect(),
+                    }]
+                },
+                |s| s.interfaces.clone(),
+            ),
+            virtual_ips: spec
+                .virtual_ips
+                .iter()
+                .map(|v| VirtualIPOnNode {
+                    name: v.name.clone(),
+                    state: match v.state {
+                        AssignedState::Active => VirtualIPState::Active,
+                        AssignedState::Backup => VirtualIPState::Backup,
+                    },
+                    message: None,
+                    addresses: v
+                        .addresses
+                        .iter()
+                        .filter(|_| v.state == AssignedState::Active)
+                        .map(|a| AddressOnNode {
+                            address: a.clone(),
+                            interface: "eth0".to_owned(),
+                            role: None,
+                        })
+                        .collect(),
+                })
+                .collect(),
+            ..Default::default()
+        });
+        if let Some(lease) = lease {
+            self.put(lease);
+        }
+        if let (Some(status), Some(mut state)) = (status, self.state(name).cloned())
+            && state.status.as_ref() != Some(&status)
+        {
+            state.status = Some(status);
+            self.put(state);
+        }
+    }
+
+    /// Changes what the agent of a node reports of its interface.
+    pub fn set_interface(&mut self, node: &str, up: bool) {
+        let mut state = self.state(node).cloned().unwrap();
+        for i in &mut state.status.as_mut().unwrap().interfaces {
+            i.up = up;
+        }
+        self.put(state);
+    }
+
+    pub fn set_node(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
+        let reference = ObjectRef::cluster(Kind::Node, name);
+        let Some(Object::Node(mut node)) = self.objects.get(&reference).cloned() else {
+            panic!("no Node {name}")
+        };
+        change(&mut node);
+        self.put(*node);
+    }
+
+    pub fn set_ready(&mut self, name: &str, ready: bool) {
+        self.set_node(name, |n| {
+            let conditions = n.status.as_mut().unwrap().conditions.as_mut().unwrap();
+            conditions[0].status = if ready { "True" } else { "False" }.to_owned();
+        });
+    }
+
+    /// The power goes: agent and kernel are dead, the addresses with them after their lifetime at the latest.
+    pub fn kill(&mut self, node: &str) {
+        self.agents.get_mut(node).unwrap().alive = false;
+    }
+
+    pub fn revive(&mut self, node: &str) {
+        let agent = self.agents.get_mut(node).unwrap();
+        agent.alive = true;
+        agent.spec = None;
+    }
+}
+
+pub fn slices_in(objects: &BTreeMap<ObjectRef, Object>) -> Vec<&NodeNetSlice> {
+    objects
+        .values()
+        .filter_map(|o| match o {
+            Object::NodeNetSlice(slice) => Some(&**slice),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A Service as a reader of the slices knows it: namespace, name, UID.
+pub type Reader = BTreeMap<(String, String, String), Vec<PortPlan>>;
+
+/// What a reader of all slices takes as the plan of each Service: of each UID the highest complete revision, with the
+/// parts of one port put together.
+pub fn read(slices: &[&NodeNetSlice]) -> Reader {
+    type Parts<'a> = BTreeMap<i32, &'a ServicePlan>;
+    let mut found: BTreeMap<(String, String, String), BTreeMap<i64, Parts<'_>>> = BTreeMap::new();
+    for plan in slices.iter().flat_map(|s| &s.spec.services) {
+        let id = (plan.namespace.clone(), plan.name.clone(), plan.uid.clone());
+        found.entry(id).or_default().entry(plan.revision).or_default().insert(plan.part, plan);
+    }
+    let mut out = Reader::new();
+    for (id, revisions) in found {
+        let complete = revisions.into_values().rev().find(|parts| {
+            let count = parts.values().next().map_or(0, |p| p.parts);
+            parts.len() as i32 == count && parts.values().all(|p| p.parts == count)
+        });
+        let Some(parts) = complete else { continue };
+        let mut ports: Vec<PortPlan> = Vec::new();
+        for port in parts.values().flat_map(|p| &p.ports) {
+            let same = |p: &&mut PortPlan| {
+                p.name == port.name && p.protocol == port.protocol && p.frontends == port.frontends
+            };
+            match ports.iter_mut().find(same) {
+                Some(known) => known.endpoints.extend(port.endpoints.clone()),
+                None => ports.push(port.clone()),
+            }
+        }
+        out.insert(id, ports);
+    }
+    out
+}
