@@ -1,7 +1,7 @@
 //! Developer commands of the workspace: `cargo xtask --help`.
 
 use clap::{Parser, Subcommand};
-use nodenet_e2e::xtask::{cluster, crds, demo, enter, guest, setup, test};
+use nodenet_e2e::xtask::{bench, cluster, crds, demo, enter, guest, setup, test};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -18,6 +18,7 @@ struct Arguments {
 enum Task {
     Demo(demo::DemoArguments),
     Test(test::TestArguments),
+    Bench(bench::BenchArguments),
     Crds(crds::CrdsArguments),
     Cluster(cluster::ClusterArguments),
     Guest(guest::GuestArguments),
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Crds(arguments) => crds::run(&arguments),
         Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),

@@ -7,12 +7,10 @@
 use super::error::{During, LabError};
 use super::process::{Process, lab_tool, last_lines, wait_for};
 use super::protocol::{Event, Exec, PORT, Request};
-use super::site::Site;
+use super::site::{self, Site};
 use crate::tool::init::variable;
-use nix::sched::{CloneFlags, setns};
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -201,26 +199,10 @@ impl Channel {
         Err(failed(format!("the guest went away; its console ends with\n{}", last_lines(&console, 10))))
     }
 
-    /// Connects from within the lab's namespace, on a thread that may stay in it.
     fn connect(&self) -> Result<TcpStream, LabError> {
-        let path = format!("/run/netns/{}", self.netns);
-        let connect = move || {
-            let namespace = File::open(&path).during("open", &path)?;
-            setns(namespace, CloneFlags::CLONE_NEWNET).during("enter", &path)?;
-            let address: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(guest_address()), PORT);
-            let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))
-                .during("connect to", "the guest")?;
-            stream.set_nodelay(true).during("configure", "the connection to the guest")?;
-            Ok(stream)
-        };
-        std::thread::spawn(connect).join().unwrap_or_else(|_| {
-            Err(std::io::Error::other("the thread panicked")).during("connect to", "the guest")
-        })
+        let address: IpAddr = Site::GUEST.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        site::connect(&self.netns, SocketAddr::new(address, PORT))
     }
-}
-
-fn guest_address() -> std::net::Ipv4Addr {
-    Site::GUEST.parse().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED)
 }
 
 fn unexpected(operation: String, event: &Event) -> LabError {

@@ -10,6 +10,7 @@
 //! # }
 //! ```
 
+pub mod api;
 pub mod cache;
 pub mod client_tools;
 pub mod cluster;

@@ -140,6 +140,34 @@ impl Lab {
         place.spawn(exec, &agent_log(node))
     }
 
+    /// Starts the agent of a node on the host, in the lab's network namespace, with its fake kernel: the
+    /// whole way from the API server without the guest.
+    ///
+    /// # Errors
+    /// When the chart is not installed or the program does not start.
+    pub fn start_host_agent(&self, nodenet: &Nodenet, node: &str) -> Result<Process, LabError> {
+        let pod = format!("nodenet-agent-{node}");
+        let workload = Workload::read(self.cluster(), "daemonset", NAMESPACE, "nodenet-agent", &pod, node)?;
+        let kubeconfig = self.site().folder().join(format!("{pod}.kubeconfig"));
+        let text =
+            self.cluster().service_account_kubeconfig(&workload.namespace, &workload.service_account)?;
+        fs::write(&kubeconfig, text).during("write", kubeconfig.display())?;
+        let mut argv = vec![nodenet.agent.display().to_string()];
+        argv.extend(
+            workload.arguments.into_iter().filter(|argument| !argument.starts_with("--http-address=")),
+        );
+        argv.push(format!("--http-address=127.0.0.1:{HOST_AGENT_PORT}"));
+        argv.extend(["--kernel=fake".into(), "--kubeconfig".into(), kubeconfig.display().to_string()]);
+        for (flag, name) in [("--state-dir", "state"), ("--run-dir", "run")] {
+            let folder = self.site().folder().join(&pod).join(name);
+            fs::create_dir_all(&folder).during("make", folder.display())?;
+            argv.extend([flag.into(), folder.display().to_string()]);
+        }
+        let env: Vec<(&str, &str)> =
+            workload.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        Process::start_with(Some(self.site().netns()), &self.site().log(&pod), &argv, &env)
+    }
+
     /// What an agent has logged.
     ///
     /// # Errors
@@ -148,6 +176,9 @@ impl Lab {
         self.place(node).run(&["cat", &format!("{}/{}", crate::tool::init::SHARED, agent_log(node))])
     }
 }
+
+/// The port of the health and metrics endpoints of an agent on the host, in the lab's namespace.
+pub const HOST_AGENT_PORT: u16 = 10356;
 
 /// The port of an operator replica's health and metrics endpoints in the lab's namespace.
 pub fn operator_port(number: u16) -> u16 {

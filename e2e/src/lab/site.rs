@@ -5,11 +5,14 @@
 use super::error::{During, LabError};
 use super::process::{lab_tool, output};
 use crate::tool::reaper::KEEP_LOGS;
-use std::fs;
-use std::io::Write;
+use nix::sched::{CloneFlags, setns};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 const PREFIX: &str = "nodenet-lab-";
 
@@ -75,6 +78,19 @@ impl Site {
         output(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch).map(drop)
     }
 
+    /// Asks an HTTP server in the namespace (on its loopback) and returns headers and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn http_get(&self, port: u16, path: &str) -> Result<String, LabError> {
+        let mut stream = connect(&self.name, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).during("write to", port)?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).during("read from", port)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// The network namespace's name.
     pub fn netns(&self) -> &str {
         &self.name
@@ -108,6 +124,22 @@ impl Drop for Site {
         drop(self.reaper.stdin.take());
         let _ = self.reaper.wait();
     }
+}
+
+/// Connects from within a network namespace, on a thread that may stay in it.
+pub(super) fn connect(netns: &str, address: SocketAddr) -> Result<TcpStream, LabError> {
+    let path = format!("/run/netns/{netns}");
+    let connect = move || {
+        let namespace = File::open(&path).during("open", &path)?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).during("enter", &path)?;
+        let stream =
+            TcpStream::connect_timeout(&address, Duration::from_secs(2)).during("connect to", address)?;
+        stream.set_nodelay(true).during("configure the connection to", address)?;
+        Ok(stream)
+    };
+    std::thread::spawn(connect)
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")).during("connect to", address))
 }
 
 /// Whether the process that a lab is named after still runs.

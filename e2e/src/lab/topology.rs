@@ -99,8 +99,8 @@ impl Default for TopologySpec {
     }
 }
 
-/// All networks here are /24.
-fn net(address: [u8; 4]) -> IpNet {
+/// An address or network with the prefix length 24, as all of the default topology.
+pub fn net(address: [u8; 4]) -> IpNet {
     IpNet::new_assert(IpAddr::from(address), 24)
 }
 

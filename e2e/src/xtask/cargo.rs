@@ -20,6 +20,23 @@ pub fn build(package: &str, binaries: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds packages for measuring, into `target/release`.
+///
+/// # Errors
+/// When they do not build.
+pub fn build_release(packages: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--quiet", "--release"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let status = command.stdin(Stdio::null()).status().context("start cargo")?;
+    if !status.success() {
+        bail!("{} do not build", packages.join(" and "));
+    }
+    Ok(())
+}
+
 /// Builds the program that runs inside of the lab. Nothing to do for an xtask that was not started by
 /// cargo: it finds the one beside itself.
 ///

@@ -1,5 +1,6 @@
 //! The developer commands, a module each.
 
+pub mod bench;
 pub mod cargo;
 pub mod cluster;
 pub mod crds;
