@@ -76,7 +76,9 @@ impl Error {
 pub fn explain(error: &kube::Error) -> String {
     let status = match error {
         kube::Error::Api(status) => status,
-        kube::Error::Service(source) => return format!("no answer from the API server: {}", chain(source.as_ref())),
+        kube::Error::Service(source) => {
+            return format!("no answer from the API server: {}", chain(source.as_ref()));
+        }
         kube::Error::HyperError(source) => {
             return format!("no answer from the API server: {}", chain(source));
         }

@@ -45,6 +45,15 @@ fn three_pods_on_two_nodes() {
 }
 
 #[test]
+fn the_examples() {
+    for name in ["000-keepalived-vip", "002-what-forwards-the-packet"] {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        std::fs::create_dir_all(golden(name)).unwrap();
+        compare(name, &example, 0);
+    }
+}
+
+#[test]
 fn mistakes_are_named_with_what_must_change() {
     compare("mistakes", &golden("mistakes/input.yaml"), 0);
 }
@@ -63,7 +72,8 @@ fn what_is_rendered_is_accepted_as_input_again() {
 fn a_document_that_cannot_be_decoded_fails_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.yaml");
-    std::fs::write(&file, "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: none}\n").unwrap();
+    std::fs::write(&file, "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: none}\n")
+        .unwrap();
     let output = render(&file);
     assert_eq!(output.status.code(), Some(1));
     let problems = text(output.stderr);

@@ -239,6 +239,10 @@ impl Place<'_> {
     fn keep(self, object: ObjectRef, decoded: Object, input: &mut Input) {
         let here = self.file.to_owned();
         if let Some(before) = input.from.insert(object.clone(), here) {
+            if input.objects.contains(&decoded) {
+                // The same twice says nothing new: folders that bring their own Nodes may be read together.
+                return;
+            }
             input.objects.retain(|o| o.object_ref() != object);
             input.problems.push(self.problem(object.to_string(), What::Twice { before }));
         }

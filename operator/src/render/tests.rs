@@ -69,13 +69,15 @@ fn lists_are_unfolded_and_the_last_of_a_name_counts() {
     let mut input = Input::default();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("list.json");
-    let service = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"}}"#;
-    std::fs::write(&file, format!(r#"{{"apiVersion":"v1","kind":"List","items":[{service},{service}]}}"#))
-        .unwrap();
+    let one = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"}}"#;
+    let two = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{}}"#;
+    let list = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{one},{two},{two}]}}"#);
+    std::fs::write(&file, list).unwrap();
     read(&file, &mut input).unwrap();
     assert_eq!(input.objects.len(), 1);
     assert_eq!(input.objects[0].metadata().namespace.as_deref(), Some("default"));
     assert!(input.problems[0].to_string().contains("stands in"));
+    assert_eq!(input.problems.len(), 1, "the same object twice says nothing new");
     assert!(!input.problems[0].what.loses_the_object());
 }
 
