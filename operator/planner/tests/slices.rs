@@ -1,0 +1,416 @@
+//! The slices: what a reader of them finds at each moment, and what a change costs.
+
+mod simulation;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use nodenet_crds::{LABEL_HEADLESS, NodeNetSlice};
+use nodenet_planner::{Change, Index, Kind, Object, ObjectRef, Output, Settings};
+use proptest::prelude::*;
+use simulation::{Cluster, Reader, at, endpoints, read, s, service, slices_in};
+
+fn ips(service: u32, count: u32) -> Vec<String> {
+    (0..count).map(|i| format!("10.{}.{}.{}", 1 + service % 200, i / 250, 1 + i % 250)).collect()
+}
+
+fn put_service(c: &mut Cluster, number: u32, endpoint_count: u32) {
+    let name = format!("svc-{number}");
+    c.put(service("default", &name, &format!("10.96.{}.{}", number / 250, 1 + number % 250), None));
+    c.put(endpoints("default", &name, &format!("{name}-a"), &ips(number, endpoint_count)));
+}
+
+fn puts(writes: &[Output]) -> Vec<&str> {
+    let all = writes.iter().filter_map(|w| match w {
+        Output::PutSlice { name, .. } => Some(name.as_str()),
+        _ => None,
+    });
+    all.collect()
+}
+
+/// What a fresh operator without any slice would publish for the same objects.
+fn fresh(c: &Cluster) -> Reader {
+    let mut other = Cluster::new(c.index.settings().clone());
+    for (name, object) in &c.objects {
+        if name.kind != Kind::NodeNetSlice {
+            other.put(object.clone());
+        }
+    }
+    other.settle();
+    read(&other.slices())
+}
+
+#[test]
+fn one_endpoint_change_is_one_slice_write_whatever_the_number_of_services() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..1000 {
+        put_service(&mut c, i, 3);
+    }
+    c.settle();
+    let first = c.take_writes();
+    assert_eq!(puts(&first).len(), c.slices().len(), "the first sync writes each slice once");
+    for i in [0, 17, 999] {
+        let name = format!("svc-{i}");
+        c.put(endpoints("default", &name, &format!("{name}-a"), &ips(i, 4)));
+        c.settle();
+        let writes = c.take_writes();
+        assert_eq!(writes.len(), 1, "{writes:?}");
+        assert_eq!(puts(&writes).len(), 1);
+    }
+}
+
+#[test]
+fn slices_stay_about_the_size_that_is_asked_for() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..400 {
+        put_service(&mut c, i, 1 + i % 20);
+    }
+    c.settle();
+    let sizes: Vec<usize> =
+        c.slices().iter().map(|s| serde_json::to_string(&s.spec).unwrap().len()).collect();
+    assert!(sizes.iter().all(|s| *s <= 9000), "{sizes:?}");
+    let total: usize = sizes.iter().sum();
+    assert!(total / sizes.len() > 5000, "slices are filled: {sizes:?}");
+}
+
+#[test]
+fn a_service_stays_in_its_slice_while_it_fits() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..50 {
+        put_service(&mut c, i, 3);
+    }
+    c.settle();
+    let place = |c: &Cluster, name: &str| {
+        let at = c.slices().into_iter().find(|s| s.spec.services.iter().any(|p| p.name == name));
+        at.and_then(|s| s.metadata.name.clone())
+    };
+    let before: BTreeMap<u32, _> = (0..50).map(|i| (i, place(&c, &format!("svc-{i}")))).collect();
+    for i in 0..50 {
+        let name = format!("svc-{i}");
+        c.put(endpoints("default", &name, &format!("{name}-a"), &ips(i, 2)));
+    }
+    c.settle();
+    for i in 0..50 {
+        assert_eq!(place(&c, &format!("svc-{i}")), before[&i]);
+    }
+}
+
+#[test]
+fn a_service_that_outgrows_its_slice_is_written_to_its_new_place_first() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..20 {
+        put_service(&mut c, i, 3);
+    }
+    c.settle();
+    c.take_writes();
+    watch_plans(&mut c);
+    c.put(endpoints("default", "svc-3", "svc-3-a", &ips(3, 140)));
+    c.settle();
+    let writes = c.take_writes();
+    assert_eq!(puts(&writes).len(), 2, "the new place, then the old one");
+    assert_eq!(read(&c.slices()), fresh(&c));
+}
+
+#[test]
+fn a_service_larger_than_one_object_stands_in_parts_of_one_revision() {
+    let mut c = Cluster::new(Settings::default());
+    watch_plans(&mut c);
+    put_service(&mut c, 1, 2500);
+    c.settle();
+    let parts: Vec<_> = c.slices().iter().flat_map(|s| s.spec.services.clone()).collect();
+    assert!(parts.len() >= 3 && parts.iter().all(|p| p.parts as usize == parts.len()), "{}", parts.len());
+    assert!(parts.iter().flat_map(|p| &p.ports).all(|p| p.endpoints.len() <= 1000));
+    assert_eq!(parts.iter().map(|p| p.revision).collect::<BTreeSet<_>>().len(), 1);
+    c.put(endpoints("default", "svc-1", "svc-1-a", &ips(1, 2499)));
+    c.settle();
+    assert_eq!(read(&c.slices()), fresh(&c));
+    let all: Vec<_> = c.slices().iter().flat_map(|s| s.spec.services.clone()).collect();
+    assert_eq!(all.iter().map(|p| p.revision).collect::<BTreeSet<_>>().len(), 1, "the old plan has left");
+}
+
+#[test]
+fn deleting_all_slices_costs_no_reader_a_plan() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..200 {
+        put_service(&mut c, i, 5);
+    }
+    c.settle();
+    let before = read(&c.slices());
+    watch_plans(&mut c);
+    let names: Vec<String> = c.slices().iter().filter_map(|s| s.metadata.name.clone()).collect();
+    for name in &names {
+        c.delete_named(Kind::NodeNetSlice, name);
+    }
+    c.settle();
+    assert_eq!(read(&c.slices()), before);
+    let now: Vec<String> = c.slices().iter().filter_map(|s| s.metadata.name.clone()).collect();
+    assert!(now.iter().all(|n| !names.contains(n)), "no name of a terminating slice is used again: {now:?}");
+    assert!(c.slices().iter().all(|s| s.metadata.deletion_timestamp.is_none()));
+}
+
+#[test]
+fn slices_deleted_while_no_operator_ran_come_back_with_nothing_lost() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..50 {
+        put_service(&mut c, i, 5);
+    }
+    c.settle();
+    let before = read(&c.slices());
+    c.operator = false;
+    let names: Vec<String> = c.slices().iter().filter_map(|s| s.metadata.name.clone()).collect();
+    for name in &names {
+        c.delete_named(Kind::NodeNetSlice, name);
+    }
+    watch_plans(&mut c);
+    c.restart_operator();
+    c.settle();
+    assert_eq!(read(&c.slices()), before);
+}
+
+#[test]
+fn a_slice_that_another_hand_emptied_or_changed_is_put_right() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..20 {
+        put_service(&mut c, i, 5);
+    }
+    c.settle();
+    let before = read(&c.slices());
+    let mut slice: NodeNetSlice = c.slices()[0].clone();
+    slice.spec.services.clear();
+    slice.spec.revision = i64::MAX;
+    c.put(slice);
+    c.settle();
+    assert_eq!(read(&c.slices()), before);
+    assert!(c.slices()[0].spec.revision < 1 << 40, "a damaged counter is not continued");
+    let name = c.slices()[0].metadata.name.clone().unwrap();
+    c.objects.remove(&ObjectRef::cluster(Kind::NodeNetSlice, &*name));
+    c.send(Change::Delete(ObjectRef::cluster(Kind::NodeNetSlice, name)));
+    c.settle();
+    assert_eq!(read(&c.slices()), before);
+}
+
+#[test]
+fn a_slice_that_nobody_needs_is_deleted() {
+    let mut c = Cluster::new(Settings::default());
+    put_service(&mut c, 1, 5);
+    c.settle();
+    assert_eq!(c.slices().len(), 1);
+    c.delete(&ObjectRef::namespaced(Kind::Service, "default", "svc-1"));
+    c.settle();
+    assert_eq!(c.slices().len(), 0);
+}
+
+#[test]
+fn a_restarted_operator_writes_no_slice_and_continues_the_revisions() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..100 {
+        put_service(&mut c, i, 5);
+    }
+    put_service(&mut c, 100, 2500);
+    c.settle();
+    c.take_writes();
+    let highest = c.slices().iter().map(|s| s.spec.revision).max();
+    c.restart_operator();
+    c.settle();
+    assert_eq!(c.take_writes(), Vec::<Output>::new());
+    c.put(endpoints("default", "svc-5", "svc-5-a", &ips(5, 6)));
+    c.settle();
+    assert!(c.slices().iter().map(|s| s.spec.revision).max() > highest);
+}
+
+#[test]
+fn a_follower_writes_nothing_and_takes_over_without_a_write() {
+    let mut c = Cluster::new(Settings::default());
+    let mut follower = Index::new(Settings::default());
+    for kind in Kind::ALL {
+        follower.apply(Change::Synced(kind), &at(s(0)));
+    }
+    for i in 0..50 {
+        put_service(&mut c, i, 5);
+    }
+    c.settle();
+    for object in c.objects.values() {
+        let keys = follower.apply(Change::Upsert(object.clone()), &at(s(0)));
+        assert!(keys.is_empty());
+        assert!(follower.plan(&keys, &at(s(0))).is_empty());
+    }
+    let keys = follower.lead(&at(s(1)));
+    assert_eq!(follower.plan(&keys, &at(s(1))), Vec::<Output>::new());
+}
+
+#[test]
+fn the_headless_label_takes_a_service_away_and_gives_it_back_live() {
+    let mut c = Cluster::new(Settings::default());
+    put_service(&mut c, 1, 5);
+    put_service(&mut c, 2, 5);
+    c.settle();
+    let before = read(&c.slices());
+    let mut labelled = service("default", "svc-1", "10.96.0.2", None);
+    labelled.metadata.labels = Some(BTreeMap::from([(LABEL_HEADLESS.to_owned(), String::new())]));
+    c.put(labelled);
+    c.settle();
+    assert_eq!(read(&c.slices()).len(), 1);
+    c.put(service("default", "svc-1", "10.96.0.2", None));
+    c.settle();
+    assert_eq!(read(&c.slices()), before);
+}
+
+#[test]
+fn a_service_deleted_and_made_again_gets_a_plan_under_its_new_uid() {
+    let mut c = Cluster::new(Settings::default());
+    put_service(&mut c, 1, 5);
+    put_service(&mut c, 2, 5);
+    c.settle();
+    let old = read(&c.slices());
+    c.delete(&ObjectRef::namespaced(Kind::Service, "default", "svc-1"));
+    c.put(service("default", "svc-1", "10.96.0.2", None));
+    c.settle();
+    let new = read(&c.slices());
+    assert_eq!(new.len(), 2);
+    assert_ne!(new.keys().next(), old.keys().next());
+}
+
+/// From now on a Service that exists and had a complete plan has one after every single write.
+fn watch_plans(c: &mut Cluster) {
+    let had: Rc<RefCell<BTreeSet<(String, String, String)>>> = Rc::default();
+    c.invariant = Some(Box::new(move |objects: &BTreeMap<ObjectRef, Object>| {
+        let plans = read(&slices_in(objects));
+        let mut had = had.borrow_mut();
+        had.retain(|(namespace, name, uid)| {
+            let service = objects.get(&ObjectRef::namespaced(Kind::Service, &**namespace, &**name));
+            service.is_some_and(|s| s.metadata().uid.as_ref() == Some(uid))
+        });
+        for id in had.iter() {
+            assert!(plans.contains_key(id), "{id:?} has no complete plan at this moment");
+        }
+        had.extend(plans.into_keys().filter(|id| {
+            objects.contains_key(&ObjectRef::namespaced(Kind::Service, &*id.0, &*id.1))
+        }));
+    }));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Service(u32),
+    DeleteService(u32),
+    Endpoints(u32, u32, u32),
+    DeleteEndpoints(u32, u32),
+    DeleteSlice(usize),
+    DamageSlice(usize),
+    LoseSlice(usize),
+    Relist,
+    Restart,
+    Settle,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let svc = 0..12_u32;
+    let size = prop_oneof![4 => 0..8_u32, 2 => 20..60_u32, 1 => 100..180_u32, 1 => 300..700_u32];
+    prop_oneof![
+        4 => svc.clone().prop_map(Step::Service),
+        1 => svc.clone().prop_map(Step::DeleteService),
+        8 => (svc.clone(), 0..2_u32, size).prop_map(|(s, e, n)| Step::Endpoints(s, e, n)),
+        1 => (svc, 0..2_u32).prop_map(|(s, e)| Step::DeleteEndpoints(s, e)),
+        2 => (0..8_usize).prop_map(Step::DeleteSlice),
+        1 => (0..8_usize).prop_map(Step::DamageSlice),
+        1 => (0..8_usize).prop_map(Step::LoseSlice),
+        1 => Just(Step::Relist),
+        1 => Just(Step::Restart),
+        6 => Just(Step::Settle),
+    ]
+}
+
+/// Small slices and parts, so that few Services already move, split and share.
+fn small() -> Settings {
+    Settings { slice_bytes: 2500, part_bytes: 9000, ..Settings::default() }
+}
+
+fn run(steps: Vec<Step>, failures: u32) {
+    let mut c = Cluster::new(small());
+    let mut count = 0_u32;
+    c.fail = Box::new(move || {
+        count = count.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        failures > 0 && (count >> 16) % 100 < failures
+    });
+    let nth = |c: &Cluster, i: usize| {
+        let names: Vec<String> = c.slices().iter().filter_map(|s| s.metadata.name.clone()).collect();
+        (!names.is_empty()).then(|| names[i % names.len()].clone())
+    };
+    for step in steps {
+        // What another hand damages is lost for a moment; everything else never is.
+        if !matches!(step, Step::DamageSlice(_) | Step::LoseSlice(_)) && c.invariant.is_none() {
+            watch_plans(&mut c);
+        }
+        match step {
+            Step::Service(i) => {
+                c.put(service("default", &format!("svc-{i}"), &format!("10.96.0.{}", i + 1), None));
+            }
+            Step::DeleteService(i) => {
+                c.delete(&ObjectRef::namespaced(Kind::Service, "default", format!("svc-{i}")));
+            }
+            Step::Endpoints(i, e, n) => {
+                let addresses: Vec<String> =
+                    ips(i, n).into_iter().map(|a| a.replacen("10.", if e == 0 { "10." } else { "11." }, 1)).collect();
+                let name = format!("svc-{i}");
+                c.put(endpoints("default", &name, &format!("{name}-{e}"), &addresses));
+            }
+            Step::DeleteEndpoints(i, e) => {
+                let name = ObjectRef::namespaced(Kind::EndpointSlice, "default", format!("svc-{i}-{e}"));
+                c.delete(&name);
+            }
+            Step::DeleteSlice(i) => {
+                if let Some(name) = nth(&c, i) {
+                    c.delete_named(Kind::NodeNetSlice, &name);
+                }
+            }
+            Step::DamageSlice(i) => {
+                let Some(name) = nth(&c, i) else { continue };
+                let mut slice = c.slices().into_iter().find(|s| s.metadata.name == Some(name.clone())).unwrap().clone();
+                slice.spec.services.pop();
+                c.invariant = None;
+                c.put(slice);
+                c.settle();
+            }
+            Step::LoseSlice(i) => {
+                let Some(name) = nth(&c, i) else { continue };
+                c.invariant = None;
+                let name = ObjectRef::cluster(Kind::NodeNetSlice, name);
+                c.objects.remove(&name);
+                c.send(Change::Delete(name));
+                c.settle();
+            }
+            Step::Relist => c.relist(),
+            Step::Restart => c.restart_operator(),
+            Step::Settle => c.settle(),
+        }
+    }
+    c.settle();
+    assert_eq!(read(&c.slices()), fresh(&c), "what is published equals what a fresh start publishes");
+    let once: usize = c.slices().iter().flat_map(|s| &s.spec.services).filter(|p| p.part == 0).count();
+    assert_eq!(once, read(&c.slices()).len(), "and each plan stands there once");
+    assert!(c.slices().iter().all(|s| !s.spec.services.is_empty() && s.metadata.deletion_timestamp.is_none()));
+    c.take_writes();
+    c.restart_operator();
+    c.settle();
+    assert_eq!(c.take_writes(), Vec::<Output>::new(), "a restart rewrites nothing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_ends_where_a_fresh_start_ends_and_never_loses_a_plan_on_the_way(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        run(steps, 0);
+    }
+
+    #[test]
+    fn writes_that_fail_change_nothing_of_that(
+        steps in prop::collection::vec(step(), 1..40),
+        failures in 1..40_u32,
+    ) {
+        run(steps, failures);
+    }
+}
