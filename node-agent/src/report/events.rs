@@ -19,8 +19,7 @@ pub struct Events {
 impl Events {
     /// Events about the NodeNetState of `node`.
     pub fn new(client: kube::Client, node: &str) -> Self {
-        let reporter =
-            Reporter { controller: "nodenet-agent".to_owned(), instance: Some(node.to_owned()) };
+        let reporter = Reporter { controller: "nodenet-agent".to_owned(), instance: Some(node.to_owned()) };
         let reference = reference::<NodeNetState>(node);
         Self { recorder: Recorder::new(client, reporter), reference }
     }

@@ -71,10 +71,8 @@ pub const DEAD: Duration = Duration::from_secs(300);
 impl Health {
     /// What is wrong, in words; `None` where nothing is.
     pub fn stale(&self) -> Option<String> {
-        let lanes = [
-            ("address", &self.addresses, ADDRESSES_LIMIT),
-            ("service", &self.services, self.services_limit),
-        ];
+        let lanes =
+            [("address", &self.addresses, ADDRESSES_LIMIT), ("service", &self.services, self.services_limit)];
         let mut words = Vec::new();
         for (name, pulse, limit) in lanes {
             if pulse.age() > limit {

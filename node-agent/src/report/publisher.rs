@@ -119,9 +119,7 @@ pub async fn write(
     let request = api.patch_status(node, &parameters, &patch);
     match tokio::time::timeout(super::lease::TIMEOUT, request).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(source)) => {
-            Err(PublishError::Api { node: node.to_owned(), source: Box::new(source) })
-        }
+        Ok(Err(source)) => Err(PublishError::Api { node: node.to_owned(), source: Box::new(source) }),
         Err(_) => Err(PublishError::Timeout { node: node.to_owned() }),
     }
 }
@@ -151,7 +149,10 @@ mod tests {
         let mut failed = services(3);
         failed.packet_filter = Verdict::not("KernelRefused", "x");
         pending.facts(&addresses, &failed, &source);
-        assert!(pending.due(start).unwrap() < start + Duration::from_secs(1), "a condition is written at once");
+        assert!(
+            pending.due(start).unwrap() < start + Duration::from_secs(1),
+            "a condition is written at once"
+        );
     }
 
     #[tokio::test(start_paused = true)]

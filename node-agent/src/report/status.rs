@@ -104,9 +104,13 @@ fn summary(all: &[(&str, &Verdict)], source: &SourceFacts) -> Verdict {
             return Verdict { status: wanted, reason: verdict.reason, message };
         }
     }
-    match &source.operator_silent {
-        Some(words) => {
-            Verdict { status: Status::True, reason: reason::OPERATOR_SILENT, message: words.clone() }
+    if let Some(words) = &source.operator_silent {
+        return Verdict { status: Status::True, reason: reason::OPERATOR_SILENT, message: words.clone() };
+    }
+    // It holds, but there is something to know about it.
+    match all.iter().find(|(_, verdict)| verdict.reason != reason::READY) {
+        Some((type_, verdict)) => {
+            Verdict { message: format!("{type_}: {}", verdict.message), ..(*verdict).clone() }
         }
         None => Verdict::ready("the kernel is as wanted"),
     }
@@ -194,8 +198,7 @@ mod tests {
         let (addresses, mut services) = all_ready();
         services.virtual_servers = Verdict::not(reason::KERNEL_REFUSED, "one failed");
         services.packet_filter = Verdict::not(reason::MODULE_MISSING, "no xt_set");
-        let status =
-            compose(&Default::default(), &addresses, &services, &SourceFacts::default(), &at(1));
+        let status = compose(&Default::default(), &addresses, &services, &SourceFacts::default(), &at(1));
         assert_eq!(ready(&status), ("False".into(), "ModuleMissing".into()));
         let words = &conditions::get(&status.conditions, "Ready").unwrap().message;
         assert_eq!(words, "PacketFilterReady: no xt_set");
@@ -204,7 +207,8 @@ mod tests {
     #[test]
     fn a_silent_operator_is_said_and_takes_nothing_away() {
         let (addresses, services) = all_ready();
-        let source = SourceFacts { operator_silent: Some("not renewed for 90 s".into()), ..Default::default() };
+        let source =
+            SourceFacts { operator_silent: Some("not renewed for 90 s".into()), ..Default::default() };
         let status = compose(&Default::default(), &addresses, &services, &source, &at(1));
         assert_eq!(ready(&status), ("True".into(), "OperatorSilent".into()));
         assert!(conditions::is_true(&status.conditions, reason::OPERATOR_SILENT));

@@ -120,8 +120,10 @@ impl ApiServers {
             if access.tls_server_name.is_some() {
                 config.tls_server_name.clone_from(&access.tls_server_name);
             }
-            let client = Client::try_from(config)
-                .map_err(|source| AccessError::Client { endpoint: uri.to_string(), source: Box::new(source) })?;
+            let client = Client::try_from(config).map_err(|source| AccessError::Client {
+                endpoint: uri.to_string(),
+                source: Box::new(source),
+            })?;
             clients.push(client);
             names.push(uri.authority().map_or_else(|| uri.to_string(), ToString::to_string));
         }
@@ -154,8 +156,7 @@ impl ApiServers {
 
 async fn base_config(access: &Access) -> Result<Option<Config>, AccessError> {
     if let Some(path) = &access.kubeconfig {
-        let failed =
-            |source| AccessError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+        let failed = |source| AccessError::Kubeconfig { path: path.clone(), source: Box::new(source) };
         let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         return config.map(Some).map_err(failed);

@@ -7,16 +7,10 @@ pub mod api_servers;
 pub mod store;
 pub mod watch;
 
-use nodenet_crds::{NodeNetSlice, NodeNetState};
+use std::collections::BTreeSet;
 
-/// Who said what the node must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The API server.
-    Api,
-    /// The copy on disk.
-    Disk,
-}
+pub use crate::resolve::Origin;
+use nodenet_crds::{NodeNetSlice, NodeNetState};
 
 /// One change of the desired state.
 #[derive(Clone, Debug)]
@@ -29,9 +23,11 @@ pub enum Update {
     Slice(Box<NodeNetSlice>),
     /// A slice is gone. Said only by the API server itself: a deletion, or a complete list without it.
     SliceGone(String),
-    /// The complete list of slices and the node's own state were read from the API server: what nobody wants may go.
-    Complete,
-    /// No API server is in reach, and the copy on disk was handed over, complete or not: it is put into force, and
-    /// nothing is removed for its sake.
+    /// A list of slices begins. Until it ends, a Service that no slice mentions may stand in one still to come.
+    ListStarted,
+    /// A list of slices was complete, with these names, and all of them are known: what nobody wants may go.
+    Listed(BTreeSet<String>),
+    /// The API server does not give everything, and the copy on disk was handed over: what is there is put into force,
+    /// and nothing is removed for its sake.
     Cold,
 }

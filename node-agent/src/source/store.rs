@@ -132,7 +132,10 @@ impl Store {
         let thread = thread.spawn(move || writer.run(&receiver, collect));
         if let Err(source) = &thread {
             let path = self.folder.clone();
-            note(&problem, Some(StoreError::Io { operation: "start the writer of", path, source: clone(source) }));
+            note(
+                &problem,
+                Some(StoreError::Io { operation: "start the writer of", path, source: clone(source) }),
+            );
         }
         StoreWriter { sender, problem, thread: thread.ok() }
     }
@@ -223,9 +226,9 @@ impl StoreWriter {
         }
     }
 
-    /// What went wrong with the last writing, if anything.
-    pub fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What goes wrong with the writing, for others to look at.
+    pub fn problems(&self) -> Problems {
+        Problems(self.problem.clone())
     }
 }
 
@@ -241,6 +244,17 @@ impl Drop for StoreWriter {
     }
 }
 
+/// What goes wrong with the writing.
+#[derive(Clone, Debug)]
+pub struct Problems(Arc<Mutex<Option<String>>>);
+
+impl Problems {
+    /// What went wrong with the last writing, if anything.
+    pub fn now(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 struct Writing {
     store: Store,
     pending: BTreeMap<PathKey, Option<Vec<u8>>>,
@@ -251,7 +265,8 @@ impl Writing {
     fn run(mut self, commands: &mpsc::Receiver<Command>, collect: Duration) {
         let mut due: Option<Instant> = None;
         loop {
-            let wait = due.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(Instant::now()));
+            let wait =
+                due.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(Instant::now()));
             match commands.recv_timeout(wait) {
                 Ok(Command::Put(key, content)) => {
                     self.pending.insert(key, content);
@@ -270,7 +285,8 @@ impl Writing {
                 Err(RecvTimeoutError::Disconnected) => return self.write(),
             }
             // What could not be written is tried again, not more often than anything else is written.
-            due = (!self.pending.is_empty()).then(|| Instant::now() + collect.max(Duration::from_secs(1)) * 6);
+            due =
+                (!self.pending.is_empty()).then(|| Instant::now() + collect.max(Duration::from_secs(1)) * 6);
         }
     }
 
@@ -366,7 +382,7 @@ mod tests {
         writer.put_slice(&slice("s2", 4));
         writer.remove_slice("s1");
         writer.flush();
-        assert_eq!(writer.problem(), None);
+        assert_eq!(writer.problems().now(), None);
         let read = store.state("a").unwrap().unwrap();
         assert_eq!((read.metadata.generation, read.spec), (Some(7), state("a").spec));
         assert_eq!(store.slice_names(), BTreeSet::from(["s2".to_owned()]));
@@ -405,11 +421,11 @@ mod tests {
         let writer = store.writer(Duration::from_secs(3600));
         writer.put_slice(&slice("s", 1));
         writer.flush();
-        let problem = writer.problem().unwrap();
+        let problem = writer.problems().now().unwrap();
         assert!(problem.contains("blocked") && problem.contains("create"), "{problem}");
         fs::remove_file(&blocked).unwrap();
         writer.flush();
-        assert_eq!(writer.problem(), None);
+        assert_eq!(writer.problems().now(), None);
         assert!(store.slice("s").unwrap().is_some());
     }
 

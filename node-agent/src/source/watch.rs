@@ -22,7 +22,7 @@ const PAGE: u32 = 16;
 /// What the watch knows about its own progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// The complete list of slices and the node's own state were read at least once.
+    /// The complete list of slices was read at least once.
     pub complete: bool,
     /// Objects that cannot be decoded, with why. Their last good content stays in force.
     pub undecodable: BTreeMap<String, String>,
@@ -36,8 +36,8 @@ pub struct Watch<F> {
     /// Slices that somebody holds: from the copy on disk or from the API server.
     known: BTreeSet<String>,
     listed: BTreeSet<String>,
-    slices_complete: bool,
-    state_listed: bool,
+    /// A list has ended that was not yet said to be complete.
+    awaited: bool,
     state_seen: bool,
     /// Slices whose content was handed over.
     held: BTreeSet<String>,
@@ -69,8 +69,7 @@ impl<F: FnMut(Update)> Watch<F> {
             node: node.to_owned(),
             known: store.slice_names(),
             listed: BTreeSet::new(),
-            slices_complete: false,
-            state_listed: false,
+            awaited: false,
             state_seen: false,
             held: BTreeSet::new(),
             unknown: BTreeSet::new(),
@@ -147,7 +146,6 @@ impl<F: FnMut(Update)> Watch<F> {
                         state.metadata.managed_fields = None;
                         self.writer.put_state(&state);
                         (self.sink)(Update::State(Box::new(state), Origin::Api));
-                        self.complete();
                     }
                     // The field selector keeps others out; a server that ignores it does no harm.
                     Ok(_) => {}
@@ -158,11 +156,9 @@ impl<F: FnMut(Update)> Watch<F> {
                 }
             }
             watcher::Event::InitDone => {
-                self.state_listed = true;
                 if !self.state_seen {
                     (self.sink)(Update::StateGone);
                 }
-                self.complete();
             }
             watcher::Event::Delete(_) => {
                 self.state_seen = false;
@@ -173,7 +169,11 @@ impl<F: FnMut(Update)> Watch<F> {
 
     fn slice(&mut self, event: watcher::Event<DeserializeGuard<NodeNetSlice>>) {
         match event {
-            watcher::Event::Init => self.listed.clear(),
+            watcher::Event::Init => {
+                self.listed.clear();
+                self.awaited = false;
+                (self.sink)(Update::ListStarted);
+            }
             watcher::Event::InitApply(guard) => {
                 if let Some(name) = self.apply(guard) {
                     self.listed.insert(name);
@@ -189,7 +189,7 @@ impl<F: FnMut(Update)> Watch<F> {
                     self.gone(&name);
                 }
                 self.known = listed;
-                self.slices_complete = true;
+                self.awaited = true;
                 self.complete();
             }
             watcher::Event::Delete(guard) => {
@@ -256,13 +256,13 @@ impl<F: FnMut(Update)> Watch<F> {
         }
     }
 
-    /// Says once that everything was read. A NodeNetState that is missing or undecodable leaves it unsaid: what the
-    /// node must have is not known then, and nothing may be removed.
+    /// Says that a list was complete. A listed slice that nobody can read holds Services that nobody knows: as long as
+    /// there is one it is left unsaid, and nothing is removed.
     fn complete(&mut self) {
-        let own = self.state_seen && !self.progress.undecodable.contains_key(&format!("NodeNetState {}", self.node));
-        if !self.progress.complete && self.state_listed && self.slices_complete && own && self.unknown.is_empty() {
+        if self.awaited && self.unknown.is_empty() {
+            self.awaited = false;
             self.progress.complete = true;
-            (self.sink)(Update::Complete);
+            (self.sink)(Update::Listed(self.known.clone()));
         }
     }
 }

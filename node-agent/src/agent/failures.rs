@@ -1,0 +1,191 @@
+//! What could not be done, kept until a look shows that it is done or no longer wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nodenet_crds::Failure;
+use nodenet_crds::conditions::reason;
+
+use super::scope::{Area, area, covers};
+use crate::kernel::{Class, KernelError};
+use crate::report::facts::Verdict;
+use crate::resolve::Problem;
+use crate::state::{Operation, Scope, VirtualServerKey};
+
+/// Failures kept; more say nothing new.
+const KEPT: usize = 1024;
+
+/// One operation that the kernel refused.
+#[derive(Debug)]
+pub struct Failed {
+    /// The operation.
+    pub operation: Operation,
+    /// What to do about it.
+    pub class: Class,
+    /// For people to read.
+    pub failure: Failure,
+}
+
+/// A part of the state that could not be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The area of the part.
+    pub area: Area,
+    /// What to do about it.
+    pub class: Class,
+    /// For people to read.
+    pub failure: Failure,
+    /// Whether the kernel lacks the feature: its module must be loaded.
+    pub missing: bool,
+}
+
+/// An error in the form of a status.
+pub fn failure(error: &KernelError) -> Failure {
+    let (operation, object, message) = match error {
+        KernelError::Refused { operation, object, errno, message } => {
+            let words = std::io::Error::from_raw_os_error(*errno).to_string();
+            let message = match message {
+                Some(kernel) => format!("{kernel}: {words}"),
+                None => words,
+            };
+            (*operation, object, message)
+        }
+        KernelError::Io { operation, object, source } => (*operation, object, source.to_string()),
+        KernelError::Decode { operation, object, source } => {
+            (*operation, object, format!("unreadable answer: {source}"))
+        }
+        KernelError::Program { operation, object, program, status, stderr } => {
+            (*operation, object, format!("{program} ended with {status}: {stderr}"))
+        }
+        KernelError::Missing { operation, object, feature, module } => {
+            (*operation, object, format!("the kernel has no {feature}; load it with `modprobe {module}`"))
+        }
+    };
+    Failure { object: object.clone(), operation: operation.to_owned(), message }
+}
+
+/// What is not as wanted, by lane.
+#[derive(Debug, Default)]
+pub struct Failures {
+    failed: Vec<Failed>,
+    unreadable: Vec<Unreadable>,
+    journal: Option<Failure>,
+    /// Virtual servers with something left to do.
+    outstanding: BTreeSet<VirtualServerKey>,
+}
+
+impl Failures {
+    /// A synchronisation of `scope` ended: these are its failures, and `left` what a look still asks for.
+    pub fn replace(
+        &mut self,
+        scope: &Scope,
+        failed: Vec<Failed>,
+        unreadable: Vec<Unreadable>,
+        left: &[Operation],
+    ) {
+        self.failed.retain(|f| !covers(scope, &f.operation));
+        self.failed.extend(failed);
+        self.failed.truncate(KEPT);
+        let areas: BTreeSet<Area> = super::scope::parts(scope).into_iter().map(|(area, _)| area).collect();
+        self.unreadable.retain(|u| !areas.contains(&u.area));
+        self.unreadable.extend(unreadable);
+        self.outstanding.retain(|key| !scope.virtual_servers.contains(key));
+        let keys =
+            left.iter().filter_map(server).chain(self.failed.iter().filter_map(|f| server(&f.operation)));
+        self.outstanding.extend(keys);
+    }
+
+    /// The journal could not be written, or could again.
+    pub fn journal(&mut self, problem: Option<String>) {
+        self.journal = problem.map(|message| Failure {
+            object: "journal of what is ours".to_owned(),
+            operation: "write".to_owned(),
+            message,
+        });
+    }
+
+    /// Whether trying again by itself may help.
+    pub fn retry(&self) -> bool {
+        let of = |class: Class| matches!(class, Class::Retry | Class::Conflict);
+        self.failed.iter().any(|f| of(f.class)) || self.unreadable.iter().any(|u| of(u.class))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.failed.is_empty() && self.unreadable.is_empty() && self.journal.is_none()
+    }
+
+    /// Virtual servers that the kernel refused, and those that are not as wanted for whatever reason.
+    pub fn servers(&self) -> (usize, usize) {
+        let refused: BTreeSet<_> = self.failed.iter().filter_map(|f| server(&f.operation)).collect();
+        (refused.len(), self.outstanding.len())
+    }
+
+    /// For the status.
+    pub fn list(&self) -> Vec<Failure> {
+        let unreadable = self.unreadable.iter().map(|u| u.failure.clone());
+        let failed = self.failed.iter().map(|f| f.failure.clone());
+        let all = self.journal.iter().cloned().chain(unreadable).chain(failed);
+        all.take(crate::report::status::FAILURES_MAX).collect()
+    }
+
+    /// The failure of one operation, by what it is about.
+    pub fn find(&self, matches: impl Fn(&Operation) -> bool) -> Option<&Failure> {
+        self.failed.iter().find(|f| matches(&f.operation)).map(|f| &f.failure)
+    }
+
+    /// Whether an area could not be read.
+    pub fn unread(&self, area: Area) -> Option<&Failure> {
+        self.unreadable.iter().find(|u| u.area == area).map(|u| &u.failure)
+    }
+
+    /// What is to be said about an area.
+    pub fn verdict(&self, of: Area, ready: impl Into<String>) -> Verdict {
+        let failed: Vec<&Failed> = self.failed.iter().filter(|f| area(&f.operation) == of).collect();
+        let unreadable: Vec<&Unreadable> = self.unreadable.iter().filter(|u| u.area == of).collect();
+        if failed.is_empty() && unreadable.is_empty() {
+            return Verdict::ready(ready);
+        }
+        let modules = || failed.iter().any(|f| matches!(f.operation, Operation::LoadModule(_)));
+        let why = match of {
+            Area::Kernel if modules() => reason::MODULE_MISSING,
+            Area::Kernel => reason::SYSCTL_REFUSED,
+            _ if unreadable.iter().any(|u| u.missing) => reason::MODULE_MISSING,
+            _ => reason::KERNEL_REFUSED,
+        };
+        // The same words about many objects are said once.
+        let mut by_words: BTreeMap<&str, (usize, &str, &str)> = BTreeMap::new();
+        for f in unreadable.iter().map(|u| &u.failure).chain(failed.iter().map(|f| &f.failure)) {
+            by_words.entry(&f.message).or_insert((0, &f.operation, &f.object)).0 += 1;
+        }
+        let words: Vec<String> = by_words
+            .into_iter()
+            .map(|(message, (count, operation, object))| match count {
+                1 => format!("{operation} {object}: {message}"),
+                n => format!("{operation} {object} and {} more: {message}", n - 1),
+            })
+            .collect();
+        Verdict::not(why, words.join("; "))
+    }
+}
+
+/// What of the input makes no sense, in the form of a status.
+pub fn problems(problems: &[Problem]) -> Vec<Failure> {
+    let failure = |problem: &Problem| Failure {
+        object: problem.object.clone(),
+        operation: "resolve".to_owned(),
+        message: problem.reason.to_string(),
+    };
+    problems.iter().take(crate::report::status::FAILURES_MAX).map(failure).collect()
+}
+
+fn server(operation: &Operation) -> Option<VirtualServerKey> {
+    match operation {
+        Operation::AddVirtualServer(key, _)
+        | Operation::SetVirtualServer(key, _)
+        | Operation::DeleteVirtualServer(key)
+        | Operation::AddRealServer(key, ..)
+        | Operation::SetRealServer(key, ..)
+        | Operation::DeleteRealServer(key, _) => Some(*key),
+        _ => None,
+    }
+}

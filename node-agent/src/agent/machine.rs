@@ -1,0 +1,336 @@
+//! The one way to the kernel: observe, compare, write the journal, commit, look again at what was touched with the same
+//! comparison. Nothing left to do means converged.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::failures::{Failed, Unreadable, failure};
+use super::journal::JournalFile;
+use super::scope::{parts, touched};
+use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Outcome, Prune, diff, renewal};
+use crate::kernel::{Class, Kernel, KernelError};
+use crate::report::metrics::{Lane, LaneLabel, Metrics};
+use crate::source::store::StoreError;
+use crate::state::{NodeState, Operation, Scope, Transaction, Which};
+
+/// Looks and commits in one synchronisation. Some changes need several: what was refused because the kernel was not as
+/// thought, and what can only go when something else is seen to be there.
+const ROUNDS: usize = 5;
+/// How often connections of real servers on their way out are counted.
+const DRAIN_LOOK: Duration = Duration::from_secs(5);
+
+/// A kernel, its journal and what waits for a real server to drain.
+pub struct Machine {
+    kernel: Box<dyn Kernel>,
+    journal: JournalFile,
+    draining: Draining,
+    drain_timeout: Duration,
+    metrics: Arc<Metrics>,
+    lane: Lane,
+    started: Instant,
+    drain_look: Instant,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// What is there.
+    pub state: NodeState,
+    /// The part that could be read.
+    pub scope: Scope,
+    /// The parts that could not.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// What became of a synchronisation.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// All that was looked at.
+    pub scope: Scope,
+    /// What the first comparison asked for.
+    pub first: Vec<Operation>,
+    /// Operations that the kernel took.
+    pub done: Vec<Operation>,
+    /// Operations that it refused last.
+    pub failed: Vec<Failed>,
+    /// Parts that could not be read.
+    pub unreadable: Vec<Unreadable>,
+    /// What the last comparison still asks for.
+    pub left: Vec<Operation>,
+    /// What the comparison has to say.
+    pub notes: Vec<Note>,
+    /// Why the journal could not be written.
+    pub journal: Option<String>,
+    /// Messages that changed the kernel.
+    pub messages: usize,
+}
+
+impl Synced {
+    /// Whether the kernel is as wanted.
+    pub fn converged(&self) -> bool {
+        self.left.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// Whether trying again soon may help.
+    pub fn retry(&self) -> bool {
+        let of = |class: Class| matches!(class, Class::Retry | Class::Conflict);
+        let stuck = self.failed.iter().all(|f| !of(f.class)) && self.failed.len() >= self.left.len();
+        self.unreadable.iter().any(|u| of(u.class)) || (!self.left.is_empty() && !stuck)
+    }
+}
+
+impl Machine {
+    /// The way to `kernel`.
+    pub fn new(
+        kernel: Box<dyn Kernel>,
+        journal: JournalFile,
+        drain_timeout: Duration,
+        metrics: Arc<Metrics>,
+        lane: Lane,
+    ) -> Self {
+        let (draining, started) = (Draining::default(), Instant::now());
+        Self { kernel, journal, draining, drain_timeout, metrics, lane, started, drain_look: started }
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Journal {
+        self.journal.journal()
+    }
+
+    /// What waits to drain, and when it must be looked at: at the next deadline, or earlier, because nothing announces
+    /// that a connection ended.
+    pub fn draining(&self) -> Option<(Scope, Instant)> {
+        let due = self.started + self.draining.next_deadline()?;
+        Some((self.draining.scope(), due.min(self.drain_look + DRAIN_LOOK)))
+    }
+
+    /// Forgets what the journal knows, the kernel no longer has and nobody wants. Takes a look of its own.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn tidy(&mut self, desired: &NodeState, covered: Covered) -> Result<(), StoreError> {
+        if self.journal.journal().is_empty() {
+            return Ok(());
+        }
+        let scope = match covered {
+            Covered::Addresses => Scope { addresses: true, ..Scope::default() },
+            Covered::Services => Scope { routes: true, virtual_servers: Which::All, ..Scope::default() },
+        };
+        let look = self.look(&scope);
+        if !look.unreadable.is_empty() {
+            return Ok(());
+        }
+        self.journal.change(|journal| journal.tidy(desired, &look.state, covered))
+    }
+
+    /// Reads `scope`; where that fails as a whole, each part that can be read.
+    pub fn look(&mut self, scope: &Scope) -> Look {
+        let mut look = match self.observe(scope) {
+            Ok(state) => Look { state, scope: scope.clone(), unreadable: Vec::new() },
+            Err(error) => {
+                let parts = parts(scope);
+                match parts.as_slice() {
+                    [(area, _)] => {
+                        let unreadable = vec![unreadable(*area, &error)];
+                        Look { unreadable, ..Look::default() }
+                    }
+                    _ => {
+                        let mut look = Look::default();
+                        for (area, part) in parts {
+                            match self.observe(&part) {
+                                Ok(state) => {
+                                    merge(&mut look.state, state);
+                                    look.scope.merge(part);
+                                }
+                                Err(error) => look.unreadable.push(unreadable(area, &error)),
+                            }
+                        }
+                        look
+                    }
+                }
+            }
+        };
+        self.journal.journal().mark(&mut look.state);
+        look
+    }
+
+    fn observe(&mut self, scope: &Scope) -> Result<NodeState, KernelError> {
+        let mut attempt = 0;
+        loop {
+            match self.kernel.observe(scope) {
+                Ok(state) => return Ok(state),
+                Err(error) => {
+                    self.metrics.unseen(&error);
+                    // A dump that was interrupted is begun anew at once; what stays busy waits for the lane's backoff.
+                    attempt += 1;
+                    if error.class() != Class::Retry || attempt == 3 {
+                        tracing::debug!("{error}");
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the held addresses of `desired` a new lifetime.
+    pub fn renew(
+        &mut self,
+        desired: &NodeState,
+        observed: &NodeState,
+        lifetime: Option<u32>,
+    ) -> (usize, Vec<Failed>) {
+        let transaction = renewal(desired, observed, self.journal.journal(), lifetime);
+        if transaction.is_empty() { (0, Vec::new()) } else { self.commit(&transaction) }
+    }
+
+    /// Commits outside of a comparison: renewals and removals that must not wait for one.
+    pub fn commit(&mut self, transaction: &Transaction) -> (usize, Vec<Failed>) {
+        let committed = self.kernel.commit(transaction);
+        self.count(transaction, &committed.failed);
+        let lane = LaneLabel { lane: self.lane };
+        self.metrics.messages.get_or_create(&lane).inc_by(committed.messages as u64);
+        (committed.done, committed.failed.into_iter().map(failed).collect())
+    }
+
+    fn count(&self, transaction: &Transaction, failed: &[(Operation, KernelError)]) {
+        for operation in transaction.operations() {
+            self.metrics.done(operation);
+        }
+        for (operation, error) in failed {
+            self.metrics.refused(operation, error);
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// What [`Self::sync`] would begin with, and what could be read.
+    pub fn preview(
+        &mut self,
+        desired: &NodeState,
+        scope: &Scope,
+        prune: Prune,
+    ) -> (Outcome, Vec<Unreadable>) {
+        let look = self.look(scope);
+        let mut draining = self.draining.clone();
+        let mut context = Context {
+            journal: self.journal.journal(),
+            prune,
+            draining: &mut draining,
+            now: self.started.elapsed(),
+            drain_timeout: self.drain_timeout,
+        };
+        // What could not be read is compared as if it were empty: its module is not loaded yet.
+        (diff(desired, &look.state, scope, &mut context), look.unreadable)
+    }
+
+    /// Makes what `scope` names of `desired` so. `first` is a look at `scope` that was taken just now, if there is one;
+    /// `alive` is called between the steps.
+    pub fn sync(
+        &mut self,
+        desired: &NodeState,
+        scope: Scope,
+        first: Option<Look>,
+        prune: Prune,
+        alive: &dyn Fn(),
+    ) -> Synced {
+        let begun = Instant::now();
+        self.drain_look = begun;
+        let full = scope == Scope::all(desired);
+        let mut synced = Synced { scope: scope.clone(), ..Synced::default() };
+        let mut look = first.unwrap_or_else(|| self.look(&scope));
+        for round in 0..ROUNDS {
+            alive();
+            let mut outcome = {
+                let mut context = Context {
+                    journal: self.journal.journal(),
+                    prune,
+                    draining: &mut self.draining,
+                    now: self.started.elapsed(),
+                    drain_timeout: self.drain_timeout,
+                };
+                diff(desired, &look.state, &look.scope, &mut context)
+            };
+            synced.unreadable.retain(|u| !look.unreadable.iter().any(|now| now.area == u.area));
+            synced.unreadable.append(&mut look.unreadable);
+            if round == 0 {
+                synced.first = outcome.transaction.operations().to_vec();
+            }
+            synced.notes = std::mem::take(&mut outcome.notes);
+            synced.left.clear();
+            synced.failed.clear();
+            // Something can only be decided when more was seen: the same look again, and what it asks for.
+            let mut wider = Scope::default();
+            if !outcome.widen.is_empty() {
+                wider.merge(look.scope);
+                wider.merge(outcome.widen);
+            }
+            if outcome.transaction.is_empty() {
+                if wider.is_empty() || round + 1 == ROUNDS {
+                    break;
+                }
+                synced.scope.merge(wider.clone());
+                look = self.look(&wider);
+                continue;
+            }
+            // Without a journal the kernel is still made right: traffic counts more than knowing later what was ours.
+            synced.journal = self.journal.claim(outcome.claims).err().map(|e| e.to_string());
+            if let Some(problem) = &synced.journal {
+                tracing::error!("{problem}");
+            }
+            let transaction = outcome.transaction;
+            let committed = self.kernel.commit(&transaction);
+            alive();
+            self.count(&transaction, &committed.failed);
+            synced.messages += committed.messages;
+            let nothing_helps = committed.done == 0
+                && committed.failed.iter().all(|(_, e)| matches!(e.class(), Class::Invalid | Class::Fatal));
+            synced.failed = committed.failed.into_iter().map(failed).collect();
+            let refused = |o: &&Operation| !synced.failed.iter().any(|f| f.operation == **o);
+            if synced.failed.is_empty() {
+                synced.done.extend_from_slice(transaction.operations());
+            } else {
+                synced.done.extend(transaction.operations().iter().filter(refused).cloned());
+            }
+            if nothing_helps || round + 1 == ROUNDS {
+                synced.left = transaction.operations().to_vec();
+                break;
+            }
+            let mut again = touched(&transaction);
+            again.merge(wider);
+            synced.scope.merge(again.clone());
+            // What could not be read before may be readable now: its module was loaded.
+            for area in synced.unreadable.iter().map(|u| u.area).collect::<Vec<_>>() {
+                for (_, part) in parts(&scope).into_iter().filter(|(of, _)| *of == area) {
+                    again.merge(part);
+                }
+            }
+            look = self.look(&again);
+        }
+        // What is wanted no longer, or was made right by a later round, did not fail.
+        let Synced { failed, left, .. } = &mut synced;
+        if left.is_empty() {
+            failed.clear();
+        }
+        self.metrics.synced(self.lane, full, begun.elapsed(), synced.messages);
+        synced
+    }
+}
+
+fn failed((operation, error): (Operation, KernelError)) -> Failed {
+    Failed { operation, class: error.class(), failure: failure(&error) }
+}
+
+fn unreadable(area: super::scope::Area, error: &KernelError) -> Unreadable {
+    let missing = matches!(error, KernelError::Missing { .. });
+    Unreadable { area, class: error.class(), failure: failure(error), missing }
+}
+
+fn merge(into: &mut NodeState, from: NodeState) {
+    into.modules.extend(from.modules);
+    into.sysctls.extend(from.sysctls);
+    into.links.extend(from.links);
+    into.addresses.extend(from.addresses);
+    into.routes.extend(from.routes);
+    into.sets.extend(from.sets);
+    into.rules.extend(from.rules);
+    into.virtual_servers.extend(from.virtual_servers);
+}

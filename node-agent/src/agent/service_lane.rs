@@ -1,0 +1,404 @@
+//! The service lane: modules and settings, sets, rules, local routes, virtual servers.
+//!
+//! A change of one endpoint costs a message for each affected virtual server and set entry and a look at those; a look
+//! at everything is taken at the start and at the verify period, because IPVS, sets and rules announce no changes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use nodenet_crds::Progress;
+use nodenet_crds::conditions::reason;
+use tokio::sync::{mpsc, watch};
+
+use super::clock::jitter;
+use super::failures::Failures;
+use super::machine::{Machine, Synced};
+use super::scope::Area;
+use super::words::words;
+use crate::diff::Look as Covered;
+use crate::report::facts::{Notice, ServiceFacts, Verdict};
+use crate::report::health::Health;
+use crate::report::metrics::{Lane, LaneLabel, Metrics, ServersLabel};
+use crate::resolve::Resolver;
+use crate::source::Update;
+use crate::state::{NodeState, Operation, Scope};
+
+/// The journal is tidied after this many looks at everything.
+const TIDY: u32 = 10;
+
+/// What the service lane hears.
+pub enum Message {
+    /// The desired state changed; when it arrived.
+    Update(Update, Instant),
+    /// The node's interfaces and addresses are these now.
+    Observed(Arc<NodeState>),
+    /// Something changed in the kernel, perhaps by this agent itself: look at it.
+    Disturbed(Scope),
+    /// End.
+    Stop(Sender<()>),
+}
+
+/// Times of the lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Between two looks at everything, ±20 %.
+    pub verify: Duration,
+    /// First wait after a failure; doubles up to [`Self::retry_max`].
+    pub retry: Duration,
+    /// Longest wait after a failure.
+    pub retry_max: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            verify: Duration::from_secs(30),
+            retry: Duration::from_millis(200),
+            retry_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The lane. [`ServiceLane::run`] on a thread of its own.
+pub struct ServiceLane {
+    machine: Machine,
+    resolver: Resolver,
+    inbox: Receiver<Message>,
+    facts: watch::Sender<ServiceFacts>,
+    notices: mpsc::UnboundedSender<Notice>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    times: Times,
+
+    generation: Option<i64>,
+    spec_seen: bool,
+    addresses_seen: bool,
+    /// The first complete state was read, from wherever: from now on changes go to the kernel.
+    ready: bool,
+    pending: Scope,
+    /// What another hand may have changed.
+    disturbed: Scope,
+    /// When the oldest of the pending changes arrived.
+    arrived: Vec<Instant>,
+    failures: Failures,
+    verify_at: Instant,
+    retry_at: Option<Instant>,
+    retries: u32,
+    /// The last look at everything left nothing to do: what another look finds is another hand's doing.
+    converged: bool,
+    slice_revision: Option<i64>,
+    first_done: bool,
+    verified: u32,
+}
+
+impl ServiceLane {
+    /// A lane that knows nothing yet.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        machine: Machine,
+        resolver: Resolver,
+        inbox: Receiver<Message>,
+        facts: watch::Sender<ServiceFacts>,
+        notices: mpsc::UnboundedSender<Notice>,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        times: Times,
+    ) -> Self {
+        Self {
+            machine,
+            resolver,
+            inbox,
+            facts,
+            notices,
+            health,
+            metrics,
+            times,
+            generation: None,
+            spec_seen: false,
+            addresses_seen: false,
+            ready: false,
+            pending: Scope::default(),
+            disturbed: Scope::default(),
+            arrived: Vec::new(),
+            failures: Failures::default(),
+            verify_at: Instant::now(),
+            retry_at: None,
+            retries: 0,
+            converged: false,
+            slice_revision: None,
+            first_done: false,
+            verified: 0,
+        }
+    }
+
+    /// Works until it is told to stop. What is in the kernel stays there.
+    pub fn run(mut self) {
+        loop {
+            self.health.services.beat();
+            let wait = self.next().saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+            let mut message = match self.inbox.recv_timeout(wait) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // Everything that is waiting is taken together: ten changes of one slice cost one.
+            while let Some(next) = message.take() {
+                if let Message::Stop(done) = next {
+                    // The other end may have stopped waiting.
+                    let _ = done.send(());
+                    return;
+                }
+                self.take(next);
+                message = self.inbox.try_recv().ok();
+            }
+            self.step();
+        }
+    }
+
+    fn next(&self) -> Instant {
+        if !self.active() {
+            return Instant::now() + Duration::from_secs(1);
+        }
+        let mut next = self.verify_at;
+        if let Some(retry) = self.retry_at {
+            next = next.min(retry);
+        }
+        if let Some((_, due)) = self.machine.draining() {
+            next = next.min(due);
+        }
+        next
+    }
+
+    fn take(&mut self, message: Message) {
+        let scope = match message {
+            Message::Update(update, arrived) => {
+                if matches!(update, Update::Slice(_) | Update::SliceGone(_)) {
+                    self.arrived.push(arrived);
+                }
+                self.update(update)
+            }
+            Message::Observed(state) => {
+                self.addresses_seen = true;
+                self.resolver.put_observed(&state)
+            }
+            Message::Disturbed(scope) => return self.disturbed.merge(scope),
+            Message::Stop(_) => return,
+        };
+        let (_, scope) = scope.lanes();
+        self.pending.merge(scope);
+    }
+
+    fn update(&mut self, update: Update) -> Scope {
+        match update {
+            Update::State(state, origin) => {
+                self.spec_seen = true;
+                self.generation = state.metadata.generation;
+                self.resolver.put_spec(&state.spec, origin)
+            }
+            // Absent is not empty: the last state stays in force.
+            Update::StateGone => Scope::default(),
+            Update::Slice(slice) => {
+                let name = slice.metadata.name.clone().unwrap_or_default();
+                self.resolver.put_slice(&name, &slice.spec)
+            }
+            Update::SliceGone(name) => self.resolver.remove_slice(&name),
+            Update::ListStarted => {
+                self.resolver.list_started();
+                Scope::default()
+            }
+            Update::Listed(names) => {
+                self.ready = true;
+                self.resolver.list_completed(&names)
+            }
+            Update::Cold => {
+                self.ready = true;
+                Scope::default()
+            }
+        }
+    }
+
+    fn active(&self) -> bool {
+        self.ready && self.spec_seen && self.addresses_seen
+    }
+
+    fn step(&mut self) {
+        if !self.active() {
+            return;
+        }
+        let now = Instant::now();
+        if !self.first_done {
+            self.first_done = true;
+            self.pending = Scope::default();
+            self.disturbed = Scope::default();
+            self.synchronise(Scope::all(self.resolver.desired()).lanes().1, false);
+            // What happened before the first look was never seen in the kernel by anyone.
+            self.verify_at = Instant::now() + jitter(self.times.verify, 0.2);
+            self.health.services.set_synced();
+            super::memory::trim();
+            return self.publish();
+        }
+        if let Some((scope, due)) = self.machine.draining()
+            && due <= now
+        {
+            self.pending.merge(scope);
+        }
+        if !self.disturbed.is_empty() {
+            // What is pending in it is the agent's own wish, not another hand's doing.
+            let scope = std::mem::take(&mut self.disturbed);
+            let drift = self.converged && self.pending.is_empty();
+            self.synchronise(scope, drift);
+            self.publish();
+        }
+        let retry = self.retry_at.is_some_and(|at| at <= now);
+        if !self.pending.is_empty() {
+            let scope = std::mem::take(&mut self.pending);
+            self.synchronise(scope, false);
+            self.publish();
+        } else if retry || self.verify_at <= now {
+            let all = Scope::all(self.resolver.desired()).lanes().1;
+            let drift = self.converged && !retry;
+            self.synchronise(all, drift);
+            self.verified += 1;
+            if self.verified.is_multiple_of(TIDY) {
+                self.tidy();
+            }
+            super::memory::trim();
+            self.verify_at = Instant::now() + jitter(self.times.verify, 0.2);
+            self.publish();
+        }
+    }
+
+    /// Makes `scope` so. `drift`: what is to be done was done before, and another hand undid it.
+    fn synchronise(&mut self, scope: Scope, drift: bool) {
+        let health = self.health.clone();
+        let alive = move || health.services.beat();
+        let arrived = std::mem::take(&mut self.arrived);
+        let revision = self.resolver.slice_revision();
+        let prune = self.resolver.prune();
+        let synced = self.machine.sync(self.resolver.desired(), scope, None, prune, &alive);
+        for at in arrived {
+            self.metrics.programming.observe(at.elapsed().as_secs_f64());
+        }
+        self.slice_revision = revision;
+        self.converged = synced.converged();
+        if drift {
+            self.drift(&synced);
+        }
+        let retry = synced.retry();
+        self.failures.journal(synced.journal);
+        self.failures.replace(&synced.scope, synced.failed, synced.unreadable, &synced.left);
+        if retry {
+            let wait = self.times.retry.saturating_mul(1 << self.retries.min(16)).min(self.times.retry_max);
+            self.retry_at = Some(Instant::now() + jitter(wait, 0.2));
+            self.retries += 1;
+        } else if self.failures.retry() {
+            self.retry_at.get_or_insert(Instant::now() + self.times.retry_max);
+        } else {
+            self.retry_at = None;
+            self.retries = 0;
+        }
+    }
+
+    fn drift(&mut self, synced: &Synced) {
+        let repaired: Vec<&Operation> =
+            synced.first.iter().filter(|o| synced.done.contains(o) && restores(o)).collect();
+        if repaired.is_empty() {
+            return;
+        }
+        self.metrics.drift.get_or_create(&LaneLabel { lane: Lane::Service }).inc_by(repaired.len() as u64);
+        let note = repaired_note(&repaired);
+        tracing::info!("{note}");
+        let notice = Notice {
+            warning: true,
+            reason: reason::DRIFT_REPAIRED,
+            action: "RepairServices",
+            note,
+            virtual_ip: None,
+        };
+        // The reporter goes only when the agent stops.
+        let _ = self.notices.send(notice);
+    }
+
+    /// Forgets what the journal knows and the kernel no longer has.
+    fn tidy(&mut self) {
+        if self.converged
+            && let Err(error) = self.machine.tidy(self.resolver.desired(), Covered::Services)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn publish(&mut self) {
+        let desired = self.resolver.desired().virtual_servers.len();
+        let (failed, outstanding) = self.failures.servers();
+        let servers = Progress {
+            desired: count(desired),
+            programmed: count(desired.saturating_sub(outstanding)),
+            failed: count(failed),
+        };
+        for (state, value) in
+            [("desired", servers.desired), ("programmed", servers.programmed), ("failed", servers.failed)]
+        {
+            self.metrics.servers.get_or_create(&ServersLabel { state }).set(value.into());
+        }
+        let incomplete: BTreeSet<String> =
+            self.resolver.incomplete().iter().map(ToString::to_string).collect();
+        let mut virtual_servers = self
+            .failures
+            .verdict(Area::VirtualServers, format!("{desired} virtual servers are in the kernel"));
+        if !incomplete.is_empty() {
+            let names: Vec<&str> = incomplete.iter().map(String::as_str).take(8).collect();
+            let words = format!(
+                "the plans of {} Services are not complete, their last complete plans stay: {}",
+                incomplete.len(),
+                names.join(", ")
+            );
+            virtual_servers = virtual_servers.and(Verdict::not(reason::SLICE_INCOMPLETE, words));
+        }
+        let mut failures = self.failures.list();
+        failures.extend(super::failures::problems(&self.resolver.problems()));
+        let facts = ServiceFacts {
+            generation: self.generation,
+            slice_revision: self.slice_revision,
+            kernel: self.failures.verdict(Area::Kernel, "modules and settings are as wanted"),
+            addresses: self.failures.verdict(Area::Addresses, "local routes are as wanted"),
+            packet_filter: self.failures.verdict(Area::PacketFilter, "sets and rules are as wanted"),
+            virtual_servers,
+            servers,
+            failures,
+        };
+        self.facts.send_if_modified(|now| {
+            let news = *now != facts;
+            *now = facts;
+            news
+        });
+    }
+}
+
+fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// Whether an operation puts back what another hand took or changed, or takes what it added among ours.
+fn restores(operation: &Operation) -> bool {
+    !matches!(operation, Operation::ForgetConnections(..))
+}
+
+/// Words about what was put back.
+pub(super) fn repaired_note(repaired: &[&Operation]) -> String {
+    let first: Vec<String> = repaired
+        .iter()
+        .take(3)
+        .map(|operation| {
+            let (sign, object) = words(operation);
+            format!("{} {object}", sign.symbol())
+        })
+        .collect();
+    let more = match repaired.len().saturating_sub(3) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    format!("another hand changed what is ours; it was put back: {}{more}", first.join(", "))
+}
