@@ -524,7 +524,9 @@ pub enum Phase {
     RemoveConnections,
     /// Local routes go.
     RemoveServiceAddresses,
-    /// Entries and sets go; last, because rules name them.
+    /// Rules go, once nothing needs masquerading any more.
+    RemoveRules,
+    /// Entries and sets go; after the rules, because those name them.
     RemoveSets,
     /// Our interface goes.
     RemoveLink,
@@ -537,6 +539,7 @@ impl Operation {
             Self::LoadModule(_) | Self::SetSysctl(..) => Phase::Kernel,
             Self::AddLink(_) => Phase::Link,
             Self::CreateSet(..) | Self::AddEntry(..) => Phase::Sets,
+            Self::ReplaceRules(_, rules) if *rules == Ruleset::default() => Phase::RemoveRules,
             Self::ReplaceRules(..) => Phase::Rules,
             Self::AddRoute(_) => Phase::ServiceAddresses,
             Self::AddVirtualServer(..) | Self::SetVirtualServer(..) => Phase::VirtualServers,
