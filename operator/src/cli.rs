@@ -101,7 +101,7 @@ pub struct Run {
     #[arg(long, value_name = "FILTER", default_value = "info", env = "RUST_LOG")]
     pub log: String,
     /// Milliseconds in which changes of one Service become one write
-    #[arg(long, value_name = "MILLISECONDS", default_value = "20", value_parser = millis)]
+    #[arg(long, value_name = "MILLISECONDS", default_value = "5", value_parser = millis)]
     pub debounce_ms: Duration,
 }
 

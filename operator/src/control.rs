@@ -45,6 +45,8 @@ pub struct Control {
     complaints: HashMap<ObjectRef, String>,
     undecodable: Undecodable,
     leads: bool,
+    /// Number of the last plan.
+    plan: u64,
     started: Instant,
     publisher: Publisher,
     leadership: Leadership,
@@ -71,6 +73,7 @@ impl Control {
             complaints: HashMap::new(),
             undecodable: Undecodable::default(),
             leads: false,
+            plan: 0,
             started: Instant::now(),
             publisher,
             leadership,
@@ -142,7 +145,6 @@ impl Control {
         if self.leads {
             let now = self.now();
             let keys = self.index.lead(&now);
-            info!("{} to look at", counted(keys.len(), "key"));
             let at = Instant::now();
             for key in keys {
                 self.keys.add_now(key, at);
@@ -198,6 +200,7 @@ impl Control {
             return;
         }
         let begun = Instant::now();
+        self.plan += 1;
         let outputs = self.index.plan(&keys, &self.now());
         self.metrics.planned(begun.elapsed());
         let objects: Vec<_> = outputs.iter().filter_map(target).map(|o| o.to_string()).collect();
@@ -214,7 +217,7 @@ impl Control {
                 continue;
             }
             let since = since.filter(|_| matches!(output, Output::PutSlice { .. }));
-            self.lanes.push(Write { output, since });
+            self.lanes.push(Write { output, plan: self.plan, since });
         }
     }
 
