@@ -12,7 +12,7 @@ use nodenet_agent::{
 use nodenet_crds::KernelAddressRole as Role;
 
 use crate::support::{
-    addresses, address, attempt, available, commit, commit_all, eventually, in_namespace, kernel, key, run,
+    address, addresses, attempt, available, commit, commit_all, eventually, in_namespace, kernel, key, run,
 };
 
 fn cable() {
@@ -80,13 +80,12 @@ fn a_new_lifetime_never_takes_the_address_away() {
         let of = |prefix, lifetime| Address { lifetime, ..address(prefix) };
         commit_all(
             &mut kernel,
-            vips.iter().map(|(key, prefix)| Operation::AddAddress(key.clone(), of(*prefix, Some(30)))).collect(),
+            vips.iter()
+                .map(|(key, prefix)| Operation::AddAddress(key.clone(), of(*prefix, Some(30))))
+                .collect(),
         );
-        let mut monitor = Command::new("ip")
-            .args(["-o", "monitor", "address"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut monitor =
+            Command::new("ip").args(["-o", "monitor", "address"]).stdout(Stdio::piped()).spawn().unwrap();
         // It listens as soon as it tells of something.
         let mut heard = String::new();
         let mut stdout = monitor.stdout.take().unwrap();
@@ -190,7 +189,9 @@ fn an_ipv6_address_that_failed_duplicate_detection_is_unusable() {
         let mut kernel = kernel();
         let vip = key("eth0", "fd00::15");
         assert!(addresses(&mut kernel).addresses[&vip].unusable, "while it is tentative");
-        eventually("detection ends", || run("ip", "-6 address show dev eth0").contains("dadfailed").then_some(()));
+        eventually("detection ends", || {
+            run("ip", "-6 address show dev eth0").contains("dadfailed").then_some(())
+        });
         assert!(addresses(&mut kernel).addresses[&vip].unusable);
     });
 }
@@ -235,7 +236,10 @@ fn a_refusal_names_the_object_and_the_rest_of_the_transaction_goes_on() {
         assert_eq!(committed.done, 1);
         let errors: Vec<_> = committed.failed.iter().map(|(_, error)| error.to_string()).collect();
         assert_eq!(errors.len(), 3, "{errors:#?}");
-        assert!(errors[0].starts_with("add address 192.168.0.11/24 on interface eth0: File exists"), "{errors:#?}");
+        assert!(
+            errors[0].starts_with("add address 192.168.0.11/24 on interface eth0: File exists"),
+            "{errors:#?}"
+        );
         assert!(errors[1].contains("there is no interface eth9"), "{errors:#?}");
         assert!(errors[2].starts_with("remove address 192.168.0.14/24 on interface eth0:"), "{errors:#?}");
         for (_, error) in &committed.failed {
@@ -252,7 +256,10 @@ fn two_thousand_addresses_are_read_whole_and_written_in_few_calls() {
         let mut kernel = kernel();
         let all: Vec<_> = (0..2000_u32)
             .map(|number| {
-                Operation::AddAddress(key("eth0", &format!("10.7.{}.{}", number / 250, number % 250 + 1)), address(16))
+                Operation::AddAddress(
+                    key("eth0", &format!("10.7.{}.{}", number / 250, number % 250 + 1)),
+                    address(16),
+                )
             })
             .collect();
         let before = kernel.cost().system_calls;
@@ -260,11 +267,35 @@ fn two_thousand_addresses_are_read_whole_and_written_in_few_calls() {
         let calls = kernel.cost().system_calls - before;
         assert!(calls < 50, "{calls} system calls");
         assert_eq!(
-            addresses(&mut kernel).addresses.keys().filter(|it| it.address.to_string().starts_with("10.7.")).count(),
+            addresses(&mut kernel)
+                .addresses
+                .keys()
+                .filter(|it| it.address.to_string().starts_with("10.7."))
+                .count(),
             2000
         );
         let listed = run("ip", "-o -4 address show dev eth0");
         assert_eq!(listed.lines().count(), 2000);
+    });
+}
+
+#[test]
+fn of_ten_thousand_refusals_each_is_known_with_the_kernels_words() {
+    in_namespace(|| {
+        cable();
+        let mut kernel = kernel();
+        let taken = Operation::AddAddress(key("eth0", "192.168.0.15"), address(24));
+        commit_all(&mut kernel, vec![taken.clone()]);
+        let mut operations = vec![taken; 10_000];
+        let free = Operation::AddAddress(key("eth0", "192.168.0.16"), address(24));
+        operations.insert(5_000, free);
+        let committed = commit(&mut kernel, operations);
+        assert_eq!((committed.done, committed.failed.len()), (1, 10_000));
+        for (_, error) in &committed.failed {
+            let words = error.to_string();
+            assert!(words.starts_with("add address 192.168.0.15/24 on interface eth0: File exists"), "{words}");
+            assert!(words.contains("ssigned") || !words.contains('('), "{words}");
+        }
     });
 }
 
@@ -278,7 +309,10 @@ fn a_reading_while_addresses_come_and_go_is_consistent() {
         let mut kernel = kernel();
         let steady: Vec<_> = (0..500_u32)
             .map(|number| {
-                Operation::AddAddress(key("eth0", &format!("10.7.{}.{}", number / 250, number % 250 + 1)), address(32))
+                Operation::AddAddress(
+                    key("eth0", &format!("10.7.{}.{}", number / 250, number % 250 + 1)),
+                    address(32),
+                )
             })
             .collect();
         commit_all(&mut kernel, steady);

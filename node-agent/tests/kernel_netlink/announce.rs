@@ -51,7 +51,8 @@ fn an_announcement_reaches_the_neighbours_caches() {
         neighbour.run("ip", "address add 192.168.0.2/24 dev eth1");
         neighbour.run("ip", "address add fd00::2/64 dev eth1 nodad");
         for address in ["192.168.0.15", "fd00::15"] {
-            neighbour.run("ip", &format!("neighbour add {address} lladdr 02:00:00:00:00:99 nud stale dev eth1"));
+            neighbour
+                .run("ip", &format!("neighbour add {address} lladdr 02:00:00:00:00:99 nud stale dev eth1"));
         }
         let mac = mac_of(&run("ip", "link show eth0"));
         let mut announcer = Announcer::open(&Namespace::own()).unwrap();
@@ -59,7 +60,10 @@ fn an_announcement_reaches_the_neighbours_caches() {
             // A neighbour that changed its mind less than a second ago holds on to it; so repeat as the agent does.
             crate::support::eventually("the neighbour learns", || {
                 announcer.announce(&key("eth0", address)).unwrap();
-                neighbour.run("ip", &format!("neighbour show {address} dev eth1")).contains(&mac).then_some(())
+                neighbour
+                    .run("ip", &format!("neighbour show {address} dev eth1"))
+                    .contains(&mac)
+                    .then_some(())
             });
         }
     });

@@ -63,8 +63,12 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
                 SetEntry::IpPortIp(ip("fd00::3"), Protocol::TCP, 80, ip("fd00::3")),
             ),
             (SetKind::BitmapPort, Family::V4, SetEntry::Port(30080)),
+            (SetKind::BitmapPort, Family::V6, SetEntry::Port(30081)),
         ];
-        let name = |index: usize| format!("NODENET-{index}");
+        let name = |index: usize| {
+            let prefix = if kinds[index].1 == Family::V4 { "NODENET-" } else { "NODENET6-" };
+            format!("{prefix}{index}")
+        };
         let mut operations = Vec::new();
         let mut wanted = BTreeMap::new();
         for (index, (kind, family, entry)) in kinds.iter().enumerate() {
@@ -81,7 +85,7 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
             "add NODENET-0 10.96.0.1",
             "add NODENET-2 10.0.0.0/8",
             "add NODENET-4 10.96.0.1,udp:53",
-            "add NODENET-5 fd00::1,sctp:53",
+            "add NODENET6-5 fd00::1,sctp:53",
             "add NODENET-6 10.1.0.3,tcp:80,10.1.0.3",
             "create NODENET-8 bitmap:port range 0-65535",
             "add NODENET-8 30080",
@@ -120,7 +124,8 @@ fn many_entries_cost_few_messages_and_calls() {
         let mut kernel = kernel();
         commit_all(&mut kernel, vec![create("NODENET-A", SetKind::HashIpPort, Family::V4, 131_072)]);
         let before = kernel.cost();
-        let committed = commit_all(&mut kernel, (0..70_000).map(|n| add("NODENET-A", port_entry(n))).collect());
+        let committed =
+            commit_all(&mut kernel, (0..70_000).map(|n| add("NODENET-A", port_entry(n))).collect());
         let calls = kernel.cost().system_calls - before.system_calls;
         assert!(committed.messages <= 140, "{} messages", committed.messages);
         assert!(calls <= 100, "{calls} system calls");
@@ -203,7 +208,8 @@ fn a_full_set_says_so_for_each_entry_left_out() {
         let mut kernel = kernel();
         let mut operations = vec![create("NODENET-A", SetKind::HashIp, Family::V4, 64)];
         operations.extend(
-            (1..=2000_u32).map(|n| add("NODENET-A", SetEntry::Ip(IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n))))),
+            (1..=2000_u32)
+                .map(|n| add("NODENET-A", SetEntry::Ip(IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n))))),
         );
         let committed = commit(&mut kernel, operations);
         let inside = read(&mut kernel, Which::All)["NODENET-A"].entries.len();

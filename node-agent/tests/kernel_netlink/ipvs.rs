@@ -15,7 +15,10 @@ use nodenet_agent::{
 
 use crate::support::{attempt, commit, commit_all, has_ipvs, in_namespace, ip, kernel, run};
 
-fn read(kernel: &mut NetlinkKernel, which: Which<VirtualServerKey>) -> BTreeMap<VirtualServerKey, VirtualServer> {
+fn read(
+    kernel: &mut NetlinkKernel,
+    which: Which<VirtualServerKey>,
+) -> BTreeMap<VirtualServerKey, VirtualServer> {
     kernel.observe(&Scope { virtual_servers: which, ..Scope::default() }).unwrap().virtual_servers
 }
 
@@ -55,7 +58,10 @@ fn many(count: u32, each: u32) -> BTreeMap<VirtualServerKey, VirtualServer> {
             let mut server = server("rr");
             server.real_servers = (0..each)
                 .map(|index| {
-                    (real(&format!("10.{}.{}.{}", index + 1, number / 200, number % 200 + 1), 8080), masquerade(1))
+                    (
+                        real(&format!("10.{}.{}.{}", index + 1, number / 200, number % 200 + 1), 8080),
+                        masquerade(1),
+                    )
                 })
                 .collect();
             (key, server)
@@ -74,14 +80,20 @@ fn every_sort_of_virtual_server_is_made_read_changed_and_removed() {
             tcp("10.96.0.1", 443),
             VirtualServer {
                 persistence: 10800,
-                real_servers: [(real("10.1.0.1", 6443), masquerade(1)), (real("10.1.0.2", 6443), masquerade(0))]
-                    .into(),
+                real_servers: [
+                    (real("10.1.0.1", 6443), masquerade(1)),
+                    (real("10.1.0.2", 6443), masquerade(0)),
+                ]
+                .into(),
                 ..server("rr")
             },
         );
         wanted.insert(
             VirtualServerKey::Address(Protocol::UDP, ip("fd00:96::a"), 53),
-            VirtualServer { real_servers: [(real("fd00:1::1", 5353), masquerade(100))].into(), ..server("wrr") },
+            VirtualServer {
+                real_servers: [(real("fd00:1::1", 5353), masquerade(100))].into(),
+                ..server("wrr")
+            },
         );
         wanted.insert(
             VirtualServerKey::Address(Protocol::SCTP, ip("10.96.0.2"), 9),
@@ -126,7 +138,8 @@ fn every_sort_of_virtual_server_is_made_read_changed_and_removed() {
             ],
         );
         let found = read(&mut kernel, Which::Only([key, tcp("10.96.0.9", 1)].into()));
-        let left = VirtualServer { real_servers: [(real("10.1.0.2", 6443), masquerade(7))].into(), ..changed };
+        let left =
+            VirtualServer { real_servers: [(real("10.1.0.2", 6443), masquerade(7))].into(), ..changed };
         assert_eq!(found, BTreeMap::from([(key, left)]), "the one that is not there is left out");
         commit_all(&mut kernel, wanted.keys().map(|key| Operation::DeleteVirtualServer(*key)).collect());
         assert_eq!(read(&mut kernel, Which::All), BTreeMap::new());
@@ -147,7 +160,10 @@ fn one_refused_virtual_server_harms_no_other_and_its_real_servers_are_not_tried(
         let committed = commit(&mut kernel, make(&wanted));
         let errors: Vec<_> = committed.failed.iter().map(|(_, error)| error.to_string()).collect();
         assert_eq!(errors.len(), 2, "{errors:#?}");
-        assert!(errors[0].starts_with("add virtual server TCP 10.96.0.3:80: Invalid argument"), "{errors:#?}");
+        assert!(
+            errors[0].starts_with("add virtual server TCP 10.96.0.3:80: Invalid argument"),
+            "{errors:#?}"
+        );
         assert!(errors[0].contains("modprobe ip_vs_nonsense"), "{errors:#?}");
         assert!(errors[1].contains("too long") || errors[1].contains("bytes"), "{errors:#?}");
         assert!(committed.failed.iter().all(|(_, error)| error.class() == Class::Invalid));

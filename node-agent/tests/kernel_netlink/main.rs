@@ -5,6 +5,7 @@
 mod address;
 mod announce;
 mod conntrack;
+mod convergence;
 mod events;
 mod ipset;
 mod ipvs;
@@ -13,3 +14,6 @@ mod modules;
 mod route;
 mod rules;
 mod support;
+
+#[path = "../convergence/mod.rs"]
+mod cases;

@@ -29,7 +29,10 @@ fn a_module_that_is_not_loaded_is_seen_loaded_and_seen_again() {
         assert!(kernel.observe(&scope).unwrap().modules["xt_statistic"]);
         let committed = commit(&mut kernel, vec![Operation::LoadModule("no_such_module".to_owned())]);
         let error = committed.failed[0].1.to_string();
-        assert!(error.starts_with("load module no_such_module: modprobe ended with exit status: 1"), "{error}");
+        assert!(
+            error.starts_with("load module no_such_module: modprobe ended with exit status: 1"),
+            "{error}"
+        );
     });
 }
 
@@ -54,10 +57,8 @@ fn a_setting_is_written_once() {
         let set = || vec![Operation::SetSysctl(name.clone(), "2".to_owned())];
         assert_eq!(commit_all(&mut kernel, set()).messages, 1);
         assert_eq!(commit_all(&mut kernel, set()).messages, 0);
-        let scope = Scope {
-            sysctls: [name.clone(), "net.no.such.thing".to_owned()].into(),
-            ..Scope::default()
-        };
+        let scope =
+            Scope { sysctls: [name.clone(), "net.no.such.thing".to_owned()].into(), ..Scope::default() };
         let found = kernel.observe(&scope).unwrap().sysctls;
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [(name, "2".to_owned())]);
     });
@@ -82,6 +83,10 @@ fn another_namespace_is_reached_by_its_path() {
         assert!(here.links.contains_key("eth0") && !here.links.contains_key("eth1"));
         let missing = nodenet_agent::kernel::netlink::Namespace::at("/run/netns/no-such-namespace");
         let error = NetlinkKernel::new(Options { namespace: missing, ..Options::default() }).err().unwrap();
-        assert!(error.to_string().starts_with("enter network namespace /run/netns/no-such-namespace: No such file"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("enter network namespace /run/netns/no-such-namespace: No such file")
+        );
     });
 }

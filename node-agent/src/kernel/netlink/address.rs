@@ -1,9 +1,6 @@
 //! Addresses of interfaces.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkHeader, Parseable};
 use netlink_packet_route::{
@@ -134,8 +131,7 @@ fn message(index: u32, address: IpAddr, wanted: &Address) -> AddressMessage {
 
 fn bare(index: u32, address: IpAddr) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family =
-        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.index = index;
     message.attributes.push(AddressAttribute::Local(address));
     message.attributes.push(AddressAttribute::Address(address));

@@ -75,10 +75,9 @@ impl Announcer {
         let (interface, mac) = self.sender("probe", key)?;
         // A socket of its own: what it hears after this is of no use.
         let (mut socket, frame) = match key.address {
-            IpAddr::V4(address) => (
-                open(&self.namespace, EtherType::ARP)?,
-                bytes(&arp::Packet::probe(mac, address).broadcast()),
-            ),
+            IpAddr::V4(address) => {
+                (open(&self.namespace, EtherType::ARP)?, bytes(&arp::Packet::probe(mac, address).broadcast()))
+            }
             IpAddr::V6(address) => {
                 let Some(frame) = nd::Packet::probe(address, None).multicast(mac) else { return Ok(None) };
                 (open(&self.namespace, EtherType::IPV6)?, bytes(&frame))

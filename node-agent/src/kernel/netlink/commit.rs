@@ -94,9 +94,10 @@ pub(super) fn commit(kernel: &mut NetlinkKernel, transaction: &Transaction) -> C
     let mut committed = Committed::default();
     let mut lacking = Lacking::default();
     let sort_and_phase = |operation: &Operation| (Sort::of(operation), operation.phase());
-    for group in transaction.operations().chunk_by(|one, next| {
-        sort_and_phase(one) == sort_and_phase(next) && Sort::of(one) != Sort::Single
-    }) {
+    for group in transaction
+        .operations()
+        .chunk_by(|one, next| sort_and_phase(one) == sort_and_phase(next) && Sort::of(one) != Sort::Single)
+    {
         let tried: Vec<_> = group.iter().filter(|operation| !lacking.blocks(operation)).collect();
         let Some(first) = tried.first() else { continue };
         let mut failed = match Sort::of(first) {
@@ -241,8 +242,7 @@ fn verb(operation: &Operation) -> &'static str {
 }
 
 fn routes(kernel: &mut NetlinkKernel, tried: &[&Operation]) -> Failed {
-    let words =
-        |route: &&LocalRoute| format!("local route {} on interface {}", route.range, route.interface);
+    let words = |route: &&LocalRoute| format!("local route {} on interface {}", route.range, route.interface);
     let mut failed = Failed::new();
     let ready = with_indices(
         kernel,

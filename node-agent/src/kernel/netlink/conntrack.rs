@@ -78,10 +78,7 @@ impl Selection {
 }
 
 /// Forgets connections. One reading of a protocol's table serves all selections.
-pub(super) fn forget(
-    netfilter: &mut Connection,
-    selections: &[Selection],
-) -> Vec<(usize, KernelError)> {
+pub(super) fn forget(netfilter: &mut Connection, selections: &[Selection]) -> Vec<(usize, KernelError)> {
     let mut failed = Vec::new();
     let tables: BTreeSet<_> = selections.iter().flat_map(Selection::tables).collect();
     for (family, protocol) in tables {
@@ -174,8 +171,7 @@ mod tests {
     fn selection(protocol: Protocol, address: &str, port: u16, backend: Option<(&str, u16)>) -> Selection {
         Selection {
             server: VirtualServerKey::Address(protocol, address.parse().unwrap(), port),
-            backend: backend
-                .map(|(address, port)| RealServerKey { address: address.parse().unwrap(), port }),
+            backend: backend.map(|(address, port)| RealServerKey { address: address.parse().unwrap(), port }),
         }
     }
 

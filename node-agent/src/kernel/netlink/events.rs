@@ -192,9 +192,7 @@ impl Names {
                     self.learn();
                 }
                 match self.names.get(&index) {
-                    Some(name) => {
-                        KernelEvent::Address(AddressKey { interface: name.clone(), address })
-                    }
+                    Some(name) => KernelEvent::Address(AddressKey { interface: name.clone(), address }),
                     None => KernelEvent::Overrun,
                 }
             }),

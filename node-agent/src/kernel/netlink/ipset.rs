@@ -73,28 +73,28 @@ fn names(netfilter: &mut Connection) -> Result<BTreeSet<String>, KernelError> {
 fn read_one(netfilter: &mut Connection, name: &str) -> Result<Option<IpSet>, KernelError> {
     let set = set_name("read", name)?;
     let request = Request::List { set: Some(set), scope: ListScope::Entries };
-    let found =
-        netfilter.dump(&request, |found: &mut Option<IpSet>, header: &NetlinkHeader, payload| {
-            let Reply::List(listing) = Reply::parse(header.message_type, payload)? else { return Ok(()) };
-            if let Some(header) = &listing.header {
-                let kind = SetType::from_name(&header.type_name).and_then(state_kind);
-                *found = kind.map(|kind| IpSet {
-                    kind,
-                    family: match header.family {
-                        Some(WireFamily::V6) => Family::V6,
-                        _ => Family::V4,
-                    },
-                    max_entries: header.options.max_elements.unwrap_or_default(),
-                    entries: BTreeSet::new(),
-                });
+    let found = netfilter.dump(&request, |found: &mut Option<IpSet>, header: &NetlinkHeader, payload| {
+        let Reply::List(listing) = Reply::parse(header.message_type, payload)? else { return Ok(()) };
+        if let Some(header) = &listing.header {
+            let kind = SetType::from_name(&header.type_name).and_then(state_kind);
+            *found = kind.map(|kind| IpSet {
+                kind,
+                family: match header.family {
+                    Some(WireFamily::V4) => Family::V4,
+                    Some(WireFamily::V6) => Family::V6,
+                    None => family_by_name(name),
+                },
+                max_entries: header.options.max_elements.unwrap_or_default(),
+                entries: BTreeSet::new(),
+            });
+        }
+        if let Some(set) = found {
+            for entry in listing.entries() {
+                set.entries.extend(state_entry(&entry?.element));
             }
-            if let Some(set) = found {
-                for entry in listing.entries() {
-                    set.entries.extend(state_entry(&entry?.element));
-                }
-            }
-            Ok(())
-        });
+        }
+        Ok(())
+    });
     match found {
         Ok(found) => Ok(found),
         Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL)) => Ok(None),
@@ -125,7 +125,7 @@ fn test(
         }
     }
     let Some(first) = entries.first() else { return Ok(None) };
-    let (kind, family) = shape(first);
+    let (kind, family) = shape(name, first);
     let present = entries.iter().enumerate().filter(|(index, _)| !absent.contains(index));
     let entries = present.map(|(_, entry)| *entry).collect();
     Ok(Some(IpSet { kind, family, max_entries: 0, entries }))
@@ -262,9 +262,9 @@ pub(super) fn change(netfilter: &mut Connection, runs: &[Run<'_>]) -> Vec<(usize
         match set_name("change", run.set) {
             Ok(name) => {
                 let chunks = (0..run.entries.len()).step_by(EntryBatch::MOST);
-                pending.extend(chunks.map(|from| {
-                    (index, name, from..(from + EntryBatch::MOST).min(run.entries.len()))
-                }));
+                pending.extend(
+                    chunks.map(|from| (index, name, from..(from + EntryBatch::MOST).min(run.entries.len()))),
+                );
             }
             Err(_) => failed.extend((0..run.entries.len()).map(|entry| {
                 let error = KernelError::Refused {
@@ -431,15 +431,20 @@ const fn module(kind: SetKind) -> &'static str {
     }
 }
 
-/// Kind and family of the sets that an entry can be in.
-fn shape(entry: &SetEntry) -> (SetKind, Family) {
+/// A set of ports has no family in the kernel, but the rules of one family name it.
+fn family_by_name(name: &str) -> Family {
+    if name.starts_with(PREFIX6) { Family::V6 } else { Family::V4 }
+}
+
+/// Kind and family of the set of a name, by one of its entries.
+fn shape(name: &str, entry: &SetEntry) -> (SetKind, Family) {
     let family = |v4: bool| if v4 { Family::V4 } else { Family::V6 };
     match entry {
         SetEntry::Ip(address) => (SetKind::HashIp, family(address.is_ipv4())),
         SetEntry::Net(net) => (SetKind::HashNet, family(matches!(net, IpNet::V4(_)))),
         SetEntry::IpPort(address, ..) => (SetKind::HashIpPort, family(address.is_ipv4())),
         SetEntry::IpPortIp(address, ..) => (SetKind::HashIpPortIp, family(address.is_ipv4())),
-        SetEntry::Port(_) => (SetKind::BitmapPort, Family::V4),
+        SetEntry::Port(_) => (SetKind::BitmapPort, family_by_name(name)),
     }
 }
 

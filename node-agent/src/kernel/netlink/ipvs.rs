@@ -67,7 +67,9 @@ pub(super) fn read(
     which: &Which<VirtualServerKey>,
 ) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, KernelError> {
     let services = match which {
-        Which::All => all_services(generic, family).map_err(|error| error.about("read", "virtual servers"))?,
+        Which::All => {
+            all_services(generic, family).map_err(|error| error.about("read", "virtual servers"))?
+        }
         Which::Only(keys) => some_services(generic, family, keys)?,
     };
     let mut servers = BTreeMap::new();
@@ -88,14 +90,17 @@ fn all_services(
     generic: &mut Connection,
     family: u16,
 ) -> Result<Vec<(VirtualServerKey, Service)>, TransportError> {
-    generic.dump(&Request::GetServices.message(family), |services: &mut Vec<_>, _: &NetlinkHeader, payload| {
-        if let Reply::Service(service) = Reply::parse_payload(payload)?
-            && let Some(key) = state_key(service.key)
-        {
-            services.push((key, service));
-        }
-        Ok(())
-    })
+    generic.dump(
+        &Request::GetServices.message(family),
+        |services: &mut Vec<_>, _: &NetlinkHeader, payload| {
+            if let Reply::Service(service) = Reply::parse_payload(payload)?
+                && let Some(key) = state_key(service.key)
+            {
+                services.push((key, service));
+            }
+            Ok(())
+        },
+    )
 }
 
 fn some_services(

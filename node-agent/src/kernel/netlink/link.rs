@@ -138,11 +138,7 @@ pub(super) fn delete(route: &mut Connection, name: &str) -> Result<(), KernelErr
     one(route, 0, &RouteNetlinkMessage::DelLink(message)).map_err(|error| error.about("remove", object()))
 }
 
-fn one(
-    connection: &mut Connection,
-    flags: u16,
-    request: &RouteNetlinkMessage,
-) -> Result<(), TransportError> {
+fn one(connection: &mut Connection, flags: u16, request: &RouteNetlinkMessage) -> Result<(), TransportError> {
     let mut batch = connection.batch();
     batch.push(flags, request);
     match batch.finish().pop() {

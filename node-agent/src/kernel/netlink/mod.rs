@@ -109,7 +109,8 @@ impl NetlinkKernel {
 
     /// What was spent since it was opened.
     pub fn cost(&self) -> Cost {
-        let mut cost = Cost { messages: self.written, programs: self.rules.programs_run(), ..Cost::default() };
+        let mut cost =
+            Cost { messages: self.written, programs: self.rules.programs_run(), ..Cost::default() };
         let connections = [Some(&self.route), self.generic.as_ref(), self.netfilter.as_ref()];
         for connection in connections.into_iter().flatten() {
             cost.messages += connection.cost().messages;

@@ -32,7 +32,11 @@ impl Modules {
             // A kernel without loadable modules.
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(source) => {
-                return Err(KernelError::Io { operation: "read", object: "/proc/modules".to_owned(), source });
+                return Err(KernelError::Io {
+                    operation: "read",
+                    object: "/proc/modules".to_owned(),
+                    source,
+                });
             }
         };
         let loaded: BTreeSet<_> = loaded.lines().filter_map(|line| line.split(' ').next()).collect();
@@ -54,7 +58,8 @@ impl Modules {
     pub(super) fn load(&self, name: &str) -> Result<(), KernelError> {
         let object = || format!("module {name}");
         // The name comes from an allow-list; this keeps it from being an option whatever the list says.
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+        {
             return Err(KernelError::Refused {
                 operation: "load",
                 object: object(),
@@ -68,10 +73,11 @@ impl Modules {
         {
             command.arg("--dirname").arg(root);
         }
-        let output = command
-            .args(["--", name])
-            .output()
-            .map_err(|source| KernelError::Io { operation: "run", object: "modprobe".to_owned(), source })?;
+        let output = command.args(["--", name]).output().map_err(|source| KernelError::Io {
+            operation: "run",
+            object: "modprobe".to_owned(),
+            source,
+        })?;
         if output.status.success() {
             return Ok(());
         }

@@ -177,9 +177,8 @@ impl Rules {
 
     /// Makes a chain and removes it in one transaction.
     fn probe(&mut self, programs: Programs) -> Result<(), KernelError> {
-        let text = format!(
-            "*filter\n:{PROBE} - [0:0]\n-A {PROBE} -j RETURN\n-F {PROBE}\n-X {PROBE}\nCOMMIT\n"
-        );
+        let text =
+            format!("*filter\n:{PROBE} - [0:0]\n-A {PROBE} -j RETURN\n-F {PROBE}\n-X {PROBE}\nCOMMIT\n");
         self.restore(programs, Family::V4, &text)
     }
 

@@ -132,6 +132,9 @@ pub(super) fn refused(
     KernelError::Refused { operation, object: object.into(), errno: error.errno, message: error.message }
 }
 
+/// What is done with an entry of a dump.
+type EachEntry<'e> = dyn FnMut(&NetlinkHeader, &[u8]) -> Result<(), DecodeError> + 'e;
+
 /// What was spent, for the cost that design and tests speak of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -159,9 +162,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Opens a socket in a namespace.
     pub(super) fn open(protocol: Protocol, namespace: &Namespace) -> Result<Self, KernelError> {
-        let (socket, window) = namespace
-            .run(|| prepare(protocol))?
-            .map_err(|error| error.about("open", protocol.name()))?;
+        let (socket, window) =
+            namespace.run(|| prepare(protocol))?.map_err(|error| error.about("open", protocol.name()))?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -234,7 +236,7 @@ impl Connection {
     fn dump_once(
         &mut self,
         request: &impl NetlinkSerializable,
-        each: &mut dyn FnMut(&NetlinkHeader, &[u8]) -> Result<(), DecodeError>,
+        each: &mut EachEntry<'_>,
     ) -> Result<bool, TransportError> {
         let sequence = self.next_sequence();
         self.outgoing.clear();
@@ -338,10 +340,7 @@ fn prepare(protocol: Protocol) -> Result<(Socket, usize), TransportError> {
     if setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
         call("setsockopt SO_SNDBUF", setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER))?;
     }
-    call(
-        "setsockopt SO_RCVTIMEO",
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0)),
-    )?;
+    call("setsockopt SO_RCVTIMEO", setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0)))?;
     let room = call("getsockopt SO_RCVBUF", getsockopt(&socket, sockopt::RcvBuf))?;
     Ok((socket, (room / ANSWER).max(1)))
 }
