@@ -106,7 +106,7 @@ impl Holding {
                         s.probe_at = Some(now);
                     }
                 }
-                None if origin == Origin::Disk && !(!a.keys.is_empty() && a.keys.iter().all(&present)) => {
+                None if origin == Origin::Disk && (a.keys.is_empty() || !a.keys.iter().all(&present)) => {
                     let s = Suspended {
                         why: Why::Unconfirmed,
                         keys: a.keys.clone(),

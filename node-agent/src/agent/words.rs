@@ -36,7 +36,8 @@ pub fn words(operation: &Operation) -> (Sign, String) {
         Operation::AddLink(name) => (Add, format!("interface {name}")),
         Operation::DeleteLink(name) => (Remove, format!("interface {name}")),
         Operation::CreateSet(name, kind, family, size) => {
-            (Add, format!("set {name} ({}, {}, up to {size} entries)", set_kind(*kind), family_name(*family)))
+            let size = if *size > 0 { format!(", up to {size} entries") } else { String::new() };
+            (Add, format!("set {name} ({}, {}{size})", set_kind(*kind), family_name(*family)))
         }
         Operation::DestroySet(name) => (Remove, format!("set {name}")),
         Operation::AddEntry(set, entry) => (Add, format!("entry {} in {set}", set_entry(entry))),

@@ -15,7 +15,8 @@ use crate::resolve::Options as ResolverOptions;
 pub enum KernelKind {
     /// The running one.
     Netlink,
-    /// None: one in memory, which forgets everything at the end. For trying things out and for measuring.
+    /// None: one in memory, with eth0 at 192.0.2.1/24, which forgets everything at the end. For trying things out and for
+    /// measuring.
     Fake,
 }
 
@@ -74,7 +75,7 @@ impl KernelOptions {
     /// Opens the kernel.
     pub fn open(&self) -> Result<Box<dyn Kernel>, CliError> {
         Ok(match self.kernel {
-            KernelKind::Fake => Box::new(FakeKernel::new()),
+            KernelKind::Fake => Box::new(fake()),
             KernelKind::Netlink => Box::new(self.netlink()?),
         })
     }
@@ -92,6 +93,14 @@ impl KernelOptions {
             },
         })?)
     }
+}
+
+/// A kernel in memory of a node with one interface.
+pub fn fake() -> FakeKernel {
+    let kernel = FakeKernel::new();
+    kernel.add_link("eth0", "");
+    kernel.add_address("eth0", "192.0.2.1/24");
+    kernel
 }
 
 /// How services are resolved.

@@ -78,20 +78,21 @@ impl Changes {
         }
         let [added, changed, removed] = counts;
         let total = added + changed + removed;
+        let counted: Vec<String> = [("added", added), ("changed", changed), ("removed", removed)]
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(word, n)| format!("{n} {word}"))
+            .collect();
+        let counted = if counted.is_empty() { "Nothing done".to_owned() } else { counted.join(", ") };
         match (total, self.failures.len(), self.dry_run) {
-            (0, 0, _) => writeln!(out, "Nothing to do: the kernel is as wanted."),
-            (_, 0, true) => {
-                writeln!(out, "Would add {added}, change {changed}, remove {removed}. Nothing was done.")
-            }
+            (0, 0, _) if self.converged => writeln!(out, "Nothing to do: the kernel is as wanted."),
+            (_, 0, true) => writeln!(out, "Would be: {counted}. Nothing was done."),
             (_, 0, false) => {
                 let end =
                     if self.converged { "The kernel is as wanted." } else { "Something is still missing." };
-                writeln!(out, "Added {added}, changed {changed}, removed {removed}. {end}")
+                writeln!(out, "{counted}. {end}")
             }
-            (_, failed, _) => writeln!(
-                out,
-                "Added {added}, changed {changed}, removed {removed}; {failed} could not be done."
-            ),
+            (_, failed, _) => writeln!(out, "{counted}; {failed} could not be done."),
         }
     }
 }

@@ -9,13 +9,12 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
-use super::options::{KernelKind, KernelOptions, ServiceOptions};
+use super::options::{KernelKind, KernelOptions, ServiceOptions, fake};
 use crate::agent::address_lane::{self, Message};
 use crate::agent::memory;
 use crate::agent::runtime::{self, Config, Machinery};
 use crate::agent::wire::{Links, NoLinks};
 use crate::agent::{holding, service_lane};
-use crate::kernel::fake::FakeKernel;
 use crate::kernel::netlink::events;
 use crate::report::metrics::Metrics;
 use crate::source::api_servers::{Access, ApiServers};
@@ -166,8 +165,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
 
 fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {
     if options.kernel == KernelKind::Fake {
-        let kernel = FakeKernel::new();
-        kernel.add_link("eth0", "");
+        let kernel = fake();
         return Ok(Machinery {
             addresses: Box::new(kernel.clone()),
             services: Box::new(kernel),

@@ -111,7 +111,8 @@ pub fn text(
     }
     for (name, set) in &state.sets {
         let many = set.entries.len();
-        writeln!(out, "  {name} {} {many} of {} entries", set_kind(set.kind), set.max_entries)?;
+        let most = if set.max_entries > 0 { format!(" of {}", set.max_entries) } else { String::new() };
+        writeln!(out, "  {name} {} {many}{most} entries", set_kind(set.kind))?;
         for entry in set.entries.iter().take(20) {
             writeln!(out, "    {}", set_entry(entry))?;
         }

@@ -51,8 +51,8 @@ pub struct Watch<F> {
 }
 
 enum Item {
-    State(watcher::Result<watcher::Event<DeserializeGuard<NodeNetState>>>),
-    Slice(watcher::Result<watcher::Event<DeserializeGuard<NodeNetSlice>>>),
+    State(Box<watcher::Result<watcher::Event<DeserializeGuard<NodeNetState>>>>),
+    Slice(Box<watcher::Result<watcher::Event<DeserializeGuard<NodeNetSlice>>>>),
 }
 
 impl<F: FnMut(Update)> Watch<F> {
@@ -87,8 +87,14 @@ impl<F: FnMut(Update)> Watch<F> {
         let own = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
         let slices = Api::<DeserializeGuard<NodeNetSlice>>::all(servers.client());
         let all = watcher::Config::default().page_size(PAGE);
-        let states = watcher(states, own).backoff(Backoff::default()).map(Item::State).boxed();
-        let slices = watcher(slices, all).backoff(Backoff::default()).map(Item::Slice).boxed();
+        let states = watcher(states, own)
+            .backoff(Backoff::default())
+            .map(|event| Item::State(Box::new(event)))
+            .boxed();
+        let slices = watcher(slices, all)
+            .backoff(Backoff::default())
+            .map(|event| Item::Slice(Box::new(event)))
+            .boxed();
         self.follow(futures::stream::select(states, slices)).await;
     }
 
@@ -105,16 +111,20 @@ impl<F: FnMut(Update)> Watch<F> {
 
     fn item(&mut self, item: Item) {
         match item {
-            Item::State(Ok(event)) => {
-                self.progress.error = None;
-                self.state(event);
-            }
-            Item::Slice(Ok(event)) => {
-                self.progress.error = None;
-                self.slice(event);
-            }
-            Item::State(Err(error)) => self.failed("nodenetstates", &error),
-            Item::Slice(Err(error)) => self.failed("nodenetslices", &error),
+            Item::State(event) => match *event {
+                Ok(event) => {
+                    self.progress.error = None;
+                    self.state(event);
+                }
+                Err(error) => self.failed("nodenetstates", &error),
+            },
+            Item::Slice(event) => match *event {
+                Ok(event) => {
+                    self.progress.error = None;
+                    self.slice(event);
+                }
+                Err(error) => self.failed("nodenetslices", &error),
+            },
         }
     }
 
