@@ -37,7 +37,7 @@ fn faults() -> impl Strategy<Value = Vec<(usize, Fault)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn commit_of_the_difference_converges_and_leaves_the_foreign_alone(case in cases()) {

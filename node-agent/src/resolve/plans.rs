@@ -65,7 +65,8 @@ impl Plan {
 pub(super) struct Service {
     pub namespace: Box<str>,
     pub name: Box<str>,
-    /// All parts of all revisions, with the slice that holds them.
+    /// All parts of all revisions, with the slice that holds them, in the order of the slices' names: what the choice
+    /// comes to does not depend on the order in which they were read.
     parts: Vec<(Arc<str>, Arc<Part>)>,
     pub plan: Option<Plan>,
 }
@@ -85,9 +86,13 @@ impl Service {
     }
 
     fn complete(&self, revision: i64) -> Option<Plan> {
-        let (_, any) = self.parts.iter().find(|(_, part)| part.revision == revision)?;
+        let mut of_it = self.parts.iter().map(|(_, part)| part).filter(|part| part.revision == revision);
+        let of = of_it.next()?.parts;
+        if of_it.any(|part| part.parts != of) {
+            return None;
+        }
         let parts: Option<Box<[Arc<Part>]>> =
-            (0..any.parts).map(|number| self.part(revision, number).cloned()).collect();
+            (0..of).map(|number| self.part(revision, number).cloned()).collect();
         Some(Plan { revision, parts: parts? })
     }
 
@@ -235,6 +240,7 @@ impl Plans {
             if old != parts {
                 service.parts.retain(|(slice, _)| *slice != name);
                 service.parts.extend(parts.into_iter().map(|part| (name.clone(), part)));
+                service.parts.sort_by(|(a, _), (b, _)| a.cmp(b));
                 touched.insert(uid);
             }
         }
@@ -277,8 +283,7 @@ impl Plans {
             return self.services.remove(uid).is_some_and(|service| service.plan.is_some());
         };
         let chosen = service.choose();
-        let in_force = chosen.as_ref().map(|plan| plan.revision);
-        if in_force >= Some(highest) {
+        if service.complete(highest).is_some() {
             self.incomplete.remove(uid);
         } else {
             self.incomplete.insert(uid.clone());
