@@ -293,7 +293,10 @@ fn of_ten_thousand_refusals_each_is_known_with_the_kernels_words() {
         assert_eq!((committed.done, committed.failed.len()), (1, 10_000));
         for (_, error) in &committed.failed {
             let words = error.to_string();
-            assert!(words.starts_with("add address 192.168.0.15/24 on interface eth0: File exists"), "{words}");
+            assert!(
+                words.starts_with("add address 192.168.0.15/24 on interface eth0: File exists"),
+                "{words}"
+            );
             assert!(words.contains("ssigned") || !words.contains('('), "{words}");
         }
     });

@@ -14,6 +14,7 @@ mod modules;
 mod route;
 mod rules;
 mod support;
+mod traffic;
 
 #[path = "../convergence/mod.rs"]
 mod cases;

@@ -25,8 +25,7 @@ enum Sort {
     Single,
     Entries,
     Routes,
-    VirtualServers,
-    RealServers,
+    Servers,
     Addresses,
     Connections,
 }
@@ -44,10 +43,13 @@ impl Sort {
             | O::ReplaceRules(..) => Self::Single,
             O::AddEntry(..) | O::DeleteEntry(..) => Self::Entries,
             O::AddRoute(_) | O::DeleteRoute(_) => Self::Routes,
-            O::AddVirtualServer(..) | O::SetVirtualServer(..) | O::DeleteVirtualServer(_) => {
-                Self::VirtualServers
-            }
-            O::AddRealServer(..) | O::SetRealServer(..) | O::DeleteRealServer(..) => Self::RealServers,
+            // Real servers come in a later phase than their virtual servers.
+            O::AddVirtualServer(..)
+            | O::SetVirtualServer(..)
+            | O::DeleteVirtualServer(_)
+            | O::AddRealServer(..)
+            | O::SetRealServer(..)
+            | O::DeleteRealServer(..) => Self::Servers,
             O::AddAddress(..) | O::SetAddress(..) | O::DeleteAddress(..) => Self::Addresses,
             O::ForgetConnections(..) => Self::Connections,
         }
@@ -104,7 +106,7 @@ pub(super) fn commit(kernel: &mut NetlinkKernel, transaction: &Transaction) -> C
             Sort::Single => single(kernel, first).err().map(|error| (0, error)).into_iter().collect(),
             Sort::Entries => entries(kernel, &tried),
             Sort::Routes => routes(kernel, &tried),
-            Sort::VirtualServers | Sort::RealServers => servers(kernel, &tried),
+            Sort::Servers => servers(kernel, &tried),
             Sort::Addresses => addresses(kernel, &tried),
             Sort::Connections => connections(kernel, &tried),
         };

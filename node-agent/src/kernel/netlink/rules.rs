@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -103,11 +103,19 @@ impl Rules {
         };
         let mut rules = BTreeMap::new();
         for family in [Family::V4, Family::V6] {
-            if let Some(text) = self.save(programs, family)? {
-                let ruleset = filter::parse(family, &text);
-                if ruleset != Ruleset::default() {
-                    rules.insert(family, ruleset);
+            let text = match self.save(programs, family) {
+                Ok(Some(text)) => text,
+                Ok(None) => continue,
+                // IPv4 must not suffer for it; whoever wants IPv6 rules hears of it when they are to be written.
+                Err(error) if family == Family::V6 => {
+                    tracing::debug!(%error, "no IPv6 rules");
+                    continue;
                 }
+                Err(error) => return Err(error),
+            };
+            let ruleset = filter::parse(family, &text);
+            if ruleset != Ruleset::default() {
+                rules.insert(family, ruleset);
             }
         }
         Ok(rules)
@@ -116,6 +124,14 @@ impl Rules {
     /// Makes our chains and jumps of a family those wanted, in one run of `iptables-restore`. Whether anything had to
     /// be done.
     pub(super) fn replace(&mut self, family: Family, wanted: &Ruleset) -> Result<bool, KernelError> {
+        if family == Family::V6 && !has_ipv6() {
+            return Err(KernelError::Missing {
+                operation: "replace",
+                object: object(family),
+                feature: "IPv6",
+                module: "ipv6",
+            });
+        }
         let programs = self.settle()?;
         let Some(text) = self.save(programs, family)? else {
             return Err(no_program(family, &programs.name(family, "save")));
@@ -182,8 +198,11 @@ impl Rules {
         self.restore(programs, Family::V4, &text)
     }
 
-    /// All rules of a family; `None` where the program is not there.
+    /// All rules of a family; `None` where the program or the family is not there.
     fn save(&mut self, programs: Programs, family: Family) -> Result<Option<String>, KernelError> {
+        if family == Family::V6 && !has_ipv6() {
+            return Ok(None);
+        }
         let name = programs.name(family, "save");
         let Some(program) = find(&name) else { return Ok(None) };
         let output = self.output(Command::new(program), &name, "")?;
@@ -265,6 +284,11 @@ pub(super) fn shortened(words: &[u8]) -> String {
         Some((end, _)) => format!("{}…", words.get(..end).unwrap_or_default()),
         None => words.to_owned(),
     }
+}
+
+/// Whether the kernel speaks IPv6 at all.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 fn find(name: &str) -> Option<PathBuf> {
