@@ -234,7 +234,7 @@ impl Machine {
     ) -> Synced {
         let begun = Instant::now();
         self.drain_look = begun;
-        let full = scope == Scope::all(desired);
+        let full = scope.virtual_servers == Which::All || self.lane == Lane::Address;
         let mut synced = Synced { scope: scope.clone(), ..Synced::default() };
         let mut look = first.unwrap_or_else(|| self.look(&scope));
         for round in 0..ROUNDS {

@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "nodenet-system", env = "NODENET_OPERATOR_NAMESPACE")]
     pub operator_namespace: String,
     /// Where /livez, /readyz, /healthz and /metrics are served; `none` for nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9971")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10356")]
     pub http_address: String,
     /// Time between two looks at everything (IPVS, sets and rules announce no changes), ±20 %.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]

@@ -20,7 +20,9 @@ impl Events {
     /// Events about the NodeNetState of `node`.
     pub fn new(client: kube::Client, node: &str) -> Self {
         let reporter = Reporter { controller: "nodenet-agent".to_owned(), instance: Some(node.to_owned()) };
-        let reference = reference::<NodeNetState>(node);
+        let mut reference = reference::<NodeNetState>(node);
+        // Events of objects without namespace stand in `default`; API servers of 1.20 want both to be equal.
+        reference.namespace = Some("default".to_owned());
         Self { recorder: Recorder::new(client, reporter), reference }
     }
 

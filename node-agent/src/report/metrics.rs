@@ -35,24 +35,8 @@ pub struct LaneLabel {
 pub struct SyncLabel {
     /// Which lane.
     pub lane: Lane,
-    /// Everything was looked at, or only what changed.
-    pub full: Truth,
-}
-
-/// A label value for a bool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types)]
-pub enum Truth {
-    /// It is so.
-    r#true,
-    /// It is not so.
-    r#false,
-}
-
-impl From<bool> for Truth {
-    fn from(value: bool) -> Self {
-        if value { Self::r#true } else { Self::r#false }
-    }
+    /// `full` where everything was looked at, `change` where only what changed.
+    pub scope: &'static str,
 }
 
 /// Label of an operation.
@@ -219,7 +203,8 @@ impl Metrics {
 
     /// Notes a synchronisation.
     pub fn synced(&self, lane: Lane, full: bool, took: Duration, messages: usize) {
-        self.sync.get_or_create(&SyncLabel { lane, full: full.into() }).observe(took.as_secs_f64());
+        let scope = if full { "full" } else { "change" };
+        self.sync.get_or_create(&SyncLabel { lane, scope }).observe(took.as_secs_f64());
         self.messages.get_or_create(&LaneLabel { lane }).inc_by(messages as u64);
     }
 }

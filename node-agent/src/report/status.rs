@@ -88,7 +88,7 @@ pub fn compose(
         None => Verdict {
             status: Status::False,
             reason: reason::READY,
-            message: "the operator renews its Lease".to_owned(),
+            message: "the operator is not known to be silent".to_owned(),
         },
     };
     set(reason::OPERATOR_SILENT, &silent);
