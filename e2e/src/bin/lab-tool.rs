@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use nodenet_e2e::tool::traffic::{self, Transport};
-use nodenet_e2e::tool::{guard, init, ipvs_watch, reaper};
+use nodenet_e2e::tool::{accounting, guard, init, ipvs_watch, netlink_tap, reaper};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +71,22 @@ enum Call {
         #[arg(long, default_value_t = 60)]
         timeout_seconds: u64,
     },
+    /// Counts what is asked of the kernel over netlink until it is killed.
+    CountRequests,
+    /// Lets the kernel account for each process that ends.
+    Account { file: String },
+    /// Prints which programs have run.
+    Accounted { file: String },
+    /// Prints the processor time of a process in milliseconds.
+    ProcessorTime { process: u32 },
+    /// Waits until a process has used no processor for a while.
+    AwaitRest {
+        process: u32,
+        #[arg(long, default_value_t = 500)]
+        rest_millis: u64,
+        #[arg(long, default_value_t = 60)]
+        timeout_seconds: u64,
+    },
     /// Reads an endless answer.
     Download { target: SocketAddr },
 }
@@ -100,6 +116,14 @@ fn main() -> ExitCode {
         Call::AwaitDestination { server, destination, absent, timeout_seconds } => {
             let timeout = Duration::from_secs(timeout_seconds);
             ipvs_watch::wait_for_destination(server, destination, !absent, timeout).map(code)
+        }
+        Call::CountRequests => netlink_tap::count().map(|()| 0),
+        Call::Account { file } => accounting::begin(&file).map(|()| 0),
+        Call::Accounted { file } => accounting::print(&file).map(|()| 0),
+        Call::ProcessorTime { process } => accounting::print_processor_time(process).map(|()| 0),
+        Call::AwaitRest { process, rest_millis, timeout_seconds } => {
+            let (rest, timeout) = (Duration::from_millis(rest_millis), Duration::from_secs(timeout_seconds));
+            accounting::wait_for_rest(process, rest, timeout).map(code)
         }
         Call::Download { target } => {
             traffic::download(target);

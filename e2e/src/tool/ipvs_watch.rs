@@ -35,16 +35,20 @@ mod ip_vs {
     pub const DEST_WEIGHT: u16 = 4;
 }
 
-/// Prints `ready`, waits until the table has that many virtual and real servers, prints both counts and
-/// how long that took, in milliseconds. An empty table counts from the call.
+/// Prints `ready`, waits until the table has that many virtual and real servers, and prints `seen` (or
+/// `timeout`), both counts, and the time between the last two looks in milliseconds: how exact that is. A look
+/// at 2,000 virtual servers with 10 real servers each costs 30 to 50 ms here, so that looks keep a distance
+/// which leaves the program under test five sixths of the processor.
 ///
 /// # Errors
 /// When the table cannot be read.
 pub fn wait_for_counts(servers: usize, destinations: usize, timeout: Duration) -> Result<bool, ToolError> {
+    let table = "/proc/net/ip_vs";
     let begin = Instant::now();
+    let mut last = begin;
     say("ready");
     loop {
-        let table = "/proc/net/ip_vs";
+        let look = Instant::now();
         let text = fs::read_to_string(table).during("read", table)?;
         let lines =
             |starts: &[&str]| text.lines().filter(|line| starts.iter().any(|s| line.starts_with(s))).count();
@@ -52,15 +56,17 @@ pub fn wait_for_counts(servers: usize, destinations: usize, timeout: Duration) -
         let seen = (lines(&["TCP", "UDP"]), lines(&["  ->"]).saturating_sub(1));
         let done = seen.0 >= servers && seen.1 >= destinations;
         if done || begin.elapsed() > timeout {
-            say(&format!("{} {} {}", seen.0, seen.1, begin.elapsed().as_millis()));
+            let word = if done { "seen" } else { "timeout" };
+            say(&format!("{word} {} {} {}", seen.0, seen.1, last.elapsed().as_millis()));
             return Ok(done);
         }
-        std::thread::sleep(Duration::from_millis(200));
+        last = look;
+        std::thread::sleep((look.elapsed() * 5).max(Duration::from_millis(10)));
     }
 }
 
 /// Prints `ready`, waits until the TCP virtual server has (or has no more) a real server with a weight
-/// above 0, and prints `seen`.
+/// above 0, and prints `seen` and how often it has asked. It asks every 2 ms, for that virtual server alone.
 ///
 /// # Errors
 /// When netlink fails.
@@ -72,15 +78,17 @@ pub fn wait_for_destination(
 ) -> Result<bool, ToolError> {
     let mut ipvs = Ipvs::open().during("open", "netlink")?;
     let begin = Instant::now();
+    let mut asked = 0;
     say("ready");
     loop {
+        asked += 1;
         let found = ipvs.has(server, destination).during("ask for", server)?;
         if found == present {
-            say("seen");
+            say(&format!("seen {asked}"));
             return Ok(true);
         }
         if begin.elapsed() > timeout {
-            say("timeout");
+            say(&format!("timeout {asked}"));
             return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(2));

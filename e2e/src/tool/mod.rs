@@ -1,9 +1,11 @@
 //! The multi-call program `lab-tool`: what runs inside of the lab.
 
+pub mod accounting;
 pub mod guard;
 pub mod init;
 pub mod ipvs_watch;
 mod namespaces;
+pub mod netlink_tap;
 pub mod reaper;
 mod server;
 pub mod traffic;

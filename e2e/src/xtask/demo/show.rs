@@ -53,7 +53,10 @@ pub(super) fn keep(lab: &Lab) {
     println!("\nThe lab stays up until Ctrl-C. In another shell:");
     println!("  export KUBECONFIG={} PATH={folder}:$PATH", lab.cluster().kubeconfig().display());
     println!("  kubectl get nodenet");
-    println!("  cargo xtask enter k8s-node-1 -- ip -br addr    # any node, pod or `client`");
+    println!(
+        "  cargo xtask enter --lab {} k8s-node-1 -- ip -br addr    # any node, pod or `client`",
+        lab.site().netns()
+    );
     println!("  logs: {} and {}", lab.site().folder().display(), lab.site().shared().display());
     loop {
         std::thread::park();
