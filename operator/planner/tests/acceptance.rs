@@ -1,0 +1,234 @@
+//! What is refused, in which words, and that a refusal changes nothing on any node.
+
+mod simulation;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use nodenet_crds::{FrontendKind, ServiceBinding, VirtualIP};
+use nodenet_planner::{Kind, ObjectRef, Settings};
+use simulation::{Cluster, endpoints, read, s, service, virtual_ip};
+
+const ADDRESS: &str = "192.168.0.15/24";
+
+fn settings() -> Settings {
+    Settings {
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        ..Settings::default()
+    }
+}
+
+fn cluster() -> Cluster {
+    let mut c = Cluster::new(settings());
+    for i in 1..=3 {
+        c.add_node(&format!("n{i}"), &format!("192.168.0.{}", 10 + i));
+    }
+    c.put(service("default", "web", "10.96.0.1", Some(30080)));
+    c.put(service("default", "plain", "10.96.0.2", None));
+    c.put(endpoints("default", "web", "web-a", &["10.244.1.5".to_owned()]));
+    c.run(s(5));
+    c
+}
+
+fn bind(name: &str, ports: Option<Vec<i32>>, node_ports: bool) -> ServiceBinding {
+    ServiceBinding { namespace: "default".into(), name: name.into(), ports, node_ports }
+}
+
+fn nothing_matches() -> LabelSelector {
+    let labels = BTreeMap::from([("rack".to_owned(), "none".to_owned())]);
+    LabelSelector { match_labels: Some(labels), match_expressions: None }
+}
+
+/// One bad edit: the change, the reason that it must get, words that its message must hold.
+type BadEdit = (&'static str, fn(&mut VirtualIP), &'static str, &'static [&'static str]);
+
+const BAD_EDITS: &[BadEdit] = &[
+    ("no address", |v| v.spec.addresses = vec!["here".into()], "Invalid", &["spec.addresses[0]", "192.168.0.15/24"]),
+    ("multicast", |v| v.spec.addresses = vec!["224.0.0.1/24".into()], "Invalid", &["multicast"]),
+    ("no addresses", |v| v.spec.addresses.clear(), "Invalid", &["spec.addresses"]),
+    ("a node's own", |v| v.spec.addresses = vec!["192.168.0.12/24".into()], "AddressInUse", &["an address of Node n2"]),
+    ("service range", |v| v.spec.addresses = vec!["10.96.3.4/24".into()], "AddressInUse", &["10.96.0.0/12"]),
+    ("pod network", |v| v.spec.addresses = vec!["10.244.3.4/24".into()], "AddressInUse", &["10.244.0.0/16"]),
+    ("foreign subnet", |v| v.spec.addresses = vec!["172.16.0.9/24".into()], "NoCandidate", &["172.16.0.9", "spec.interface"]),
+    ("interface", |v| v.spec.interface = Some("ens99".into()), "NoCandidate", &["ens99", "eth0"]),
+    ("selector", |v| v.spec.node_selector = Some(nothing_matches()), "NoMatchingNodes", &["spec.nodeSelector", "3 Nodes"]),
+    ("priority", |v| v.spec.priorities = vec![nodenet_crds::NodePriority { node_selector: LabelSelector::default(), priority: 255 }], "Invalid", &["spec.priorities[0].priority", "1 to 254"]),
+    ("Service", |v| v.spec.services = vec![bind("nope", None, false)], "ServiceNotFound", &["spec.services[0]", "default/nope", "create it"]),
+    ("port", |v| v.spec.services = vec![bind("web", Some(vec![81]), false)], "Invalid", &["no port 81", "80"]),
+    ("node ports", |v| v.spec.services = vec![bind("plain", None, true)], "Invalid", &["default/plain", "no node ports"]),
+    ("port twice", |v| v.spec.services = vec![bind("web", None, false), bind("plain", None, false)], "Invalid", &["spec.services[1]", "default/web"]),
+];
+
+#[test]
+fn a_bad_edit_says_what_must_change_and_changes_nothing_on_any_node_across_a_restart_too() {
+    for (what, edit, reason, words) in BAD_EDITS {
+        let mut c = cluster();
+        let mut vip = virtual_ip("web", &[ADDRESS]);
+        vip.spec.services = vec![bind("web", None, true)];
+        c.put(vip);
+        let mut other = virtual_ip("other", &["192.168.0.16/24"]);
+        other.spec.services = Vec::new();
+        c.put(other);
+        c.run(s(3));
+        assert_eq!(c.condition("web", "Ready").0, "True", "{what}");
+        let before = (c.active("web"), read(&c.slices()), c.state("n1").map(|s| s.spec.clone()));
+
+        let mut vip = c.vip("web").clone();
+        edit(&mut vip);
+        c.put(vip);
+        c.run(s(3));
+        let (status, got, message) = c.condition("web", "Accepted");
+        assert_eq!((status.as_str(), got.as_str()), ("False", *reason), "{what}: {message}");
+        for word in *words {
+            assert!(message.contains(word), "{what}: {message:?} lacks {word:?}");
+        }
+        assert_eq!(c.condition("web", "Ready").1, *reason, "{what}: the summary names the cause");
+        let after = |c: &Cluster| (c.active("web"), read(&c.slices()), c.state("n1").map(|s| s.spec.clone()));
+        assert_eq!(after(&c), before, "{what}");
+        assert_eq!(c.condition("other", "Ready").0, "True", "{what}: the others are unaffected");
+
+        c.restart_operator();
+        c.run(s(15));
+        assert_eq!(after(&c), before, "{what}, after a restart of the operator");
+
+        c.kill("n1");
+        c.run(s(15));
+        assert_eq!(c.active("web"), ["n2"], "{what}: what is in force still fails over");
+        assert_eq!(c.doubles, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_new_virtual_ip_with_a_bad_spec_touches_no_node() {
+    for (what, edit, reason, _) in BAD_EDITS {
+        if matches!(*what, "Service" | "port" | "node ports" | "port twice") {
+            continue;
+        }
+        let mut c = cluster();
+        c.take_writes();
+        let mut vip = virtual_ip("web", &[ADDRESS]);
+        edit(&mut vip);
+        c.put(vip);
+        c.settle();
+        assert_eq!(c.condition("web", "Accepted").1, *reason, "{what}");
+        let writes = c.take_writes();
+        assert_eq!(writes.len(), 1, "{what}: only its status is written: {writes:?}");
+    }
+}
+
+#[test]
+fn a_new_virtual_ip_is_held_although_one_of_its_services_does_not_exist_yet() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.services = vec![bind("later", None, false), bind("web", None, true)];
+    c.put(vip);
+    c.run(s(2));
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    let (status, reason, message) = c.condition("web", "Ready");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "ServiceNotFound"), "{message}");
+    assert!(message.contains("the rest of the spec is in force"), "{message}");
+    let mut later = service("default", "later", "10.96.0.9", None);
+    later.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].port = 8080;
+    c.put(later);
+    c.run(s(2));
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn a_deleted_service_leaves_the_virtual_ip_held_and_the_others_answering() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.services = vec![bind("plain", None, false)];
+    c.put(vip);
+    c.run(s(2));
+    c.delete(&ObjectRef::namespaced(Kind::Service, "default", "plain"));
+    c.run(s(2));
+    assert_eq!(c.condition("web", "Accepted").1, "ServiceNotFound");
+    assert_eq!(c.condition("web", "Held").0, "True");
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+}
+
+#[test]
+fn an_address_claimed_twice_belongs_to_the_older_object_then_to_the_first_name() {
+    let mut c = cluster();
+    c.put(virtual_ip("zz-older", &[ADDRESS]));
+    c.run(s(2));
+    c.put(virtual_ip("aa-younger", &[ADDRESS, "192.168.0.16/24"]));
+    c.put(virtual_ip("bb-same-age", &["192.168.0.17/24"]));
+    c.put(virtual_ip("cc-same-age", &["192.168.0.17/24"]));
+    c.run(s(2));
+    assert_eq!(c.condition("zz-older", "Ready").0, "True");
+    let (_, reason, message) = c.condition("aa-younger", "Accepted");
+    assert_eq!(reason, "AddressConflict");
+    assert!(message.contains("spec.addresses[0]") && message.contains("zz-older"), "{message}");
+    assert_eq!(c.condition("bb-same-age", "Accepted").0, "True");
+    assert_eq!(c.condition("cc-same-age", "Accepted").1, "AddressConflict");
+    c.delete_named(Kind::VirtualIP, "zz-older");
+    c.run(s(2));
+    assert_eq!(c.condition("aa-younger", "Ready").0, "True", "the next in age has it");
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn an_older_virtual_ip_that_asks_for_an_address_takes_it_from_the_younger_one() {
+    let mut c = cluster();
+    c.put(virtual_ip("older", &["192.168.0.20/24"]));
+    c.run(s(2));
+    c.put(virtual_ip("younger", &[ADDRESS, "192.168.0.21/24"]));
+    c.run(s(2));
+    let mut older = c.vip("older").clone();
+    older.spec.addresses.push(ADDRESS.to_owned());
+    c.put(older);
+    c.run(s(2));
+    assert_eq!(c.condition("older", "Ready").0, "True");
+    assert_eq!(c.condition("younger", "Accepted").1, "AddressConflict");
+    assert_eq!(c.has_address("192.168.0.21/24").len(), 1, "the rest of it stays");
+    assert_eq!(c.has_address(ADDRESS).len(), 1);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_virtual_ip_deleted_and_made_again_with_a_bad_spec_does_not_inherit_the_old_one() {
+    let mut c = cluster();
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(2));
+    c.delete_named(Kind::VirtualIP, "web");
+    c.put(virtual_ip("web", &["10.96.0.77/24"]));
+    c.run(s(2));
+    assert_eq!(c.has_address(ADDRESS), Vec::<String>::new());
+    assert_eq!(c.condition("web", "Accepted").1, "AddressInUse");
+}
+
+#[test]
+fn an_address_outside_the_interfaces_subnets_is_held_and_the_summary_warns() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &["192.168.2.10/24"]);
+    vip.spec.interface = Some("eth0".into());
+    c.put(vip);
+    c.run(s(2));
+    let (status, reason, message) = c.condition("web", "Ready");
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "AddressNotOnLink"), "{message}");
+}
+
+#[test]
+fn a_service_answers_on_the_virtual_ip_with_its_ports_and_its_node_ports() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.services = vec![bind("web", None, true)];
+    c.put(vip);
+    c.run(s(2));
+    let plans = read(&c.slices());
+    let web = plans.iter().find(|((_, n, _), _)| n == "web").map(|(_, p)| p).unwrap();
+    let on: Vec<(FrontendKind, i32)> = web[0]
+        .frontends
+        .iter()
+        .filter(|f| f.address.as_deref() == Some("192.168.0.15"))
+        .map(|f| (f.kind, f.port))
+        .collect();
+    assert_eq!(on, [(FrontendKind::VirtualIP, 80), (FrontendKind::VirtualIPNodePort, 30080)]);
+    c.delete_named(Kind::VirtualIP, "web");
+    c.run(s(2));
+    let plans = read(&c.slices());
+    assert!(plans.values().flatten().flat_map(|p| &p.frontends).all(|f| f.kind != FrontendKind::VirtualIP));
+}
