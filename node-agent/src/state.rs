@@ -122,8 +122,10 @@ pub struct IpSet {
     /// Family of its addresses.
     pub family: Family,
     /// Most entries it takes (hash sets).
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub max_entries: u32,
     /// Entries.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub entries: BTreeSet<SetEntry>,
 }
 
@@ -232,10 +234,10 @@ pub struct VirtualServer {
     /// Scheduler, for example `rr`.
     pub scheduler: String,
     /// Flags (`IP_VS_SVC_F_*`) without those the kernel sets itself (hashed).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub flags: u32,
     /// Persistence timeout in seconds; 0 is none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub persistence: u32,
     /// Real servers.
     #[serde(with = "entries", default)]
@@ -260,10 +262,10 @@ pub struct RealServer {
     /// How packets get there.
     pub forwarding: Forwarding,
     /// Observed: connections in an active state. Not compared.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub active_connections: u32,
     /// Observed: other connections. Not compared.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub inactive_connections: u32,
 }
 
@@ -574,6 +576,10 @@ impl Transaction {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Maps whose keys are not strings, as a list of pairs.

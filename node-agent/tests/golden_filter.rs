@@ -1,5 +1,7 @@
 //! The rules as `iptables-restore` gets them, and what is read back of what the programs print.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::path::PathBuf;
 
 use nodenet_agent::filter::{Config, parse, restore_text, rules};

@@ -1,12 +1,14 @@
 //! Committing the difference converges from any starting state, whatever fails on the way.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod convergence;
 
 use convergence::{Case, FOREIGN_ADDRESSES, INTERFACE, ROUNDS, cases, check, check_from_here};
 use nodenet_agent::diff::{Draining, Prune, diff};
 use nodenet_agent::kernel::Kernel;
 use nodenet_agent::kernel::fake::{FakeKernel, Fault};
-use nodenet_agent::state::{IpSet, Family, Operation, Scope, SetEntry, SetKind, Transaction};
+use nodenet_agent::state::{Family, IpSet, Operation, Scope, SetEntry, SetKind, Transaction};
 use proptest::prelude::*;
 
 fn kernel() -> FakeKernel {

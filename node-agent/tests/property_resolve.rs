@@ -1,6 +1,8 @@
 //! The resolver: whatever order its inputs come in, it ends where a new one would, says what it touched, and survives
 //! nonsense.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod plans;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +76,8 @@ fn node_spec() -> impl Strategy<Value = NodeNetStateSpec> {
         ("bad", "nonsense"),
     ]);
     let vips = proptest::collection::vec((vip, any::<bool>()), 0..3);
-    let ranges = proptest::collection::vec(select(vec!["10.96.0.0/12", "fd00:96::/112", "0.0.0.0/0", "x"]), 0..3);
+    let ranges =
+        proptest::collection::vec(select(vec!["10.96.0.0/12", "fd00:96::/112", "0.0.0.0/0", "x"]), 0..3);
     (vips, ranges).prop_map(|(vips, ranges)| {
         let mut spec = plans::spec();
         spec.service_addresses.cidrs = ranges.into_iter().map(str::to_owned).collect();
@@ -90,7 +93,8 @@ fn node_spec() -> impl Strategy<Value = NodeNetStateSpec> {
 
 fn input() -> impl Strategy<Value = Input> {
     let slices = (select(SLICES.to_vec()), proptest::collection::vec(service_plan(), 0..4));
-    let addresses = vec!["192.168.0.11/24", "192.168.0.12/24", "fd00:5::11/64", "10.96.0.9/32", "169.254.1.1/16"];
+    let addresses =
+        vec!["192.168.0.11/24", "192.168.0.12/24", "fd00:5::11/64", "10.96.0.9/32", "169.254.1.1/16"];
     prop_oneof![
         6 => slices.prop_map(|(name, plans)| Input::Slice(name, slice(1, plans))),
         1 => select(SLICES.to_vec()).prop_map(Input::Remove),

@@ -1,5 +1,7 @@
 //! What must hold whatever happens, rule by rule. Each test fails when its rule is broken.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod plans;
 
 use std::time::Duration;
@@ -81,7 +83,11 @@ fn rule_1_an_address_stays_until_its_own_input_was_read() {
     held.virtual_ips[0].state = AssignedState::Backup;
     agent.resolver.put_spec(&held, Origin::Api);
     let gone = AddressKey { interface: "eth0".into(), address: "192.168.0.15".parse().unwrap() };
-    assert_eq!(agent.settle_all(), vec![Operation::DeleteAddress(gone, 24)], "slices are none of its business");
+    assert_eq!(
+        agent.settle_all(),
+        vec![Operation::DeleteAddress(gone, 24)],
+        "slices are none of its business"
+    );
 }
 
 #[test]
@@ -123,7 +129,10 @@ fn rule_1_a_service_that_moves_during_a_new_list_stays() {
     agent.resolver.list_started();
     let touched = agent.resolver.list_completed(&names(&["a", "b"]));
     let done = agent.settle(touched);
-    assert!(done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.1", 80))), "absent from a complete list");
+    assert!(
+        done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.1", 80))),
+        "absent from a complete list"
+    );
 }
 
 // 2. Ours only.
@@ -277,7 +286,8 @@ fn rule_5_one_endpoint_touches_only_its_virtual_servers_and_entries() {
         plan.ports[0].frontends.push(frontend(FrontendKind::NodePort, None, 30_000 + i as i32));
         plan
     };
-    let of_slice = |n: usize| (n * 10..n * 10 + 10).map(|i| service(i, 1, &format!("10.244.1.{n}"))).collect();
+    let of_slice =
+        |n: usize| (n * 10..n * 10 + 10).map(|i| service(i, 1, &format!("10.244.1.{n}"))).collect();
     let slices: Vec<(String, _)> = (0..100).map(|n| (format!("slice-{n}"), slice(1, of_slice(n)))).collect();
     let by_name: Vec<(&str, _)> = slices.iter().map(|(name, slice)| (name.as_str(), slice.clone())).collect();
     agent.read(&spec(), &by_name);
@@ -294,9 +304,14 @@ fn rule_5_one_endpoint_touches_only_its_virtual_servers_and_entries() {
         SetEntry::IpPortIp(at, Protocol::TCP, 8080, at)
     };
     assert_eq!(touched.set_entries, [("NODENET-LOOP-BACK".to_owned(), [entry(250)].into())].into());
-    let of_rest = Scope { virtual_servers: Which::default(), set_entries: Default::default(), ..touched.clone() };
+    let of_rest =
+        Scope { virtual_servers: Which::default(), set_entries: Default::default(), ..touched.clone() };
     assert!(of_rest.is_empty(), "{of_rest:?}");
-    assert_eq!(agent.settle(touched).len(), 5, "an addition and a removal in each of two servers, and an entry");
+    assert_eq!(
+        agent.settle(touched).len(),
+        5,
+        "an addition and a removal in each of two servers, and an entry"
+    );
 }
 
 // 9. Draining is an outcome of the comparison.
@@ -312,7 +327,10 @@ fn draining_agent() -> (Agent, VirtualServerKey, RealServerKey) {
     let without = web("one", 3, SERVER, &[("10.244.1.1", NODE)]);
     let touched = agent.resolver.put_slice("a", &slice(3, vec![without]));
     let done = agent.settle(touched);
-    assert!(matches!(done.as_slice(), [Operation::SetRealServer(_, _, quiet)] if quiet.weight == 0), "{done:#?}");
+    assert!(
+        matches!(done.as_slice(), [Operation::SetRealServer(_, _, quiet)] if quiet.weight == 0),
+        "{done:#?}"
+    );
     (agent, server, leaving)
 }
 
@@ -374,10 +392,8 @@ fn rule_9_backends_of_udp_go_at_once_with_their_tracked_connections() {
     let (server, leaving) = (udp("10.96.0.10", 53), real("10.244.2.1", 53));
     agent.kernel.set_connections(&server, &leaving, 0, 40);
     let touched = agent.resolver.put_slice("a", &dns(2, &["10.244.2.2"]));
-    let gone = [
-        Operation::DeleteRealServer(server, leaving),
-        Operation::ForgetConnections(server, Some(leaving)),
-    ];
+    let gone =
+        [Operation::DeleteRealServer(server, leaving), Operation::ForgetConnections(server, Some(leaving))];
     assert_eq!(agent.settle(touched), gone);
     let touched = agent.resolver.put_slice("a", &slice(3, vec![]));
     let gone = agent.settle(touched);

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use nodenet_crds::KernelAddressRole as Role;
 
 use super::{Context, Journal, Note, Outcome};
-use crate::state::{Address, AddressKey, NodeState, Operation, SERVICE_INTERFACE, Transaction, promote_secondaries};
+use crate::state::{
+    Address, AddressKey, NodeState, Operation, SERVICE_INTERFACE, Transaction, promote_secondaries,
+};
 
 pub(super) fn compare(
     desired: &NodeState,
@@ -67,7 +69,8 @@ struct Going<'a> {
 impl Going<'_> {
     /// Deletes an address, or makes that safe first. Whether it was deleted.
     fn delete(&mut self, key: &AddressKey, there: &Address) -> bool {
-        let takes_others = there.role == Some(Role::Primary) && neighbours(self.observed, key, there).next().is_some();
+        let takes_others =
+            there.role == Some(Role::Primary) && neighbours(self.observed, key, there).next().is_some();
         if takes_others {
             let setting = promote_secondaries(&key.interface);
             if self.observed.sysctls.get(&setting).map(String::as_str) != Some("1") {
@@ -105,11 +108,20 @@ fn is_ours(journal: &Journal, key: &AddressKey, address: &Address) -> bool {
 }
 
 /// Gives every held address of ours a new lifetime: the fence of a living agent.
-pub fn renewal(desired: &NodeState, observed: &NodeState, journal: &Journal, lifetime: Option<u32>) -> Transaction {
-    let held = desired.addresses.iter().filter(|(key, _)| {
-        observed.addresses.get(key).is_some_and(|there| is_ours(journal, key, there))
-    });
+pub fn renewal(
+    desired: &NodeState,
+    observed: &NodeState,
+    journal: &Journal,
+    lifetime: Option<u32>,
+) -> Transaction {
+    let held = desired
+        .addresses
+        .iter()
+        .filter(|(key, _)| observed.addresses.get(key).is_some_and(|there| is_ours(journal, key, there)));
     Transaction::new(
-        held.map(|(key, address)| Operation::SetAddress(key.clone(), Address { lifetime, ..address.clone() })).collect(),
+        held.map(|(key, address)| {
+            Operation::SetAddress(key.clone(), Address { lifetime, ..address.clone() })
+        })
+        .collect(),
     )
 }

@@ -40,7 +40,12 @@ impl Draining {
     }
 
     /// The deadline of one, given at its first call.
-    pub(super) fn deadline(&mut self, server: VirtualServerKey, real: RealServerKey, new: Duration) -> Duration {
+    pub(super) fn deadline(
+        &mut self,
+        server: VirtualServerKey,
+        real: RealServerKey,
+        new: Duration,
+    ) -> Duration {
         *self.deadlines.entry((server, real)).or_insert(new)
     }
 

@@ -140,14 +140,12 @@ fn links(
     let there = observed.links.get(SERVICE_INTERFACE);
     let wanted = desired.links.contains_key(SERVICE_INTERFACE);
     match there {
-        Some(link) if link.kind != SERVICE_INTERFACE_KIND => {
-            if wanted {
-                outcome.notes.push(Note::ForeignLink { kind: link.kind.clone() });
-            }
+        Some(link) if link.kind != SERVICE_INTERFACE_KIND && wanted => {
+            outcome.notes.push(Note::ForeignLink { kind: link.kind.clone() });
         }
         Some(link) if wanted && !link.up => operations.push(Operation::AddLink(SERVICE_INTERFACE.into())),
         None if wanted => operations.push(Operation::AddLink(SERVICE_INTERFACE.into())),
-        Some(_) if !wanted && prune.services => {
+        Some(link) if link.kind == SERVICE_INTERFACE_KIND && !wanted && prune.services => {
             operations.push(Operation::DeleteLink(SERVICE_INTERFACE.into()));
         }
         _ => {}

@@ -42,7 +42,8 @@ impl Journal {
         let before = (self.ranges.len(), self.virtual_servers.len(), self.addresses.len());
         match look {
             Look::Addresses => {
-                let there = |k: &AddressKey| observed.addresses.contains_key(k) || desired.addresses.contains_key(k);
+                let there =
+                    |k: &AddressKey| observed.addresses.contains_key(k) || desired.addresses.contains_key(k);
                 self.addresses.retain(there);
             }
             Look::Services => {

@@ -27,12 +27,14 @@ pub(super) fn compare(
                 operations.extend(entries.map(|entry| Operation::AddEntry(name.clone(), *entry)));
             }
             (Some(wanted), Some(there)) if (wanted.kind, wanted.family) != (there.kind, there.family) => {
-                if prune.services {
-                    without_rules.insert(family_of(name));
-                    operations.push(Operation::DestroySet(name.clone()));
-                    outcome.widen.rules = true;
-                    outcome.widen.sets.merge(Which::Only(BTreeSet::from([name.clone()])));
+                // Making it anew removes what is in it.
+                if !prune.services {
+                    continue;
                 }
+                without_rules.insert(family_of(name));
+                operations.push(Operation::DestroySet(name.clone()));
+                outcome.widen.rules = true;
+                outcome.widen.sets.merge(Which::Only(BTreeSet::from([name.clone()])));
             }
             (Some(wanted), Some(there)) => {
                 // A larger one than wanted is no harm.

@@ -40,7 +40,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { masquerade_all: false, mark: 0x4000, mask: 0x4000, random_fully: true, cluster_cidrs: Vec::new() }
+        Self {
+            masquerade_all: false,
+            mark: 0x4000,
+            mask: 0x4000,
+            random_fully: true,
+            cluster_cidrs: Vec::new(),
+        }
     }
 }
 
@@ -115,7 +121,11 @@ impl SetName {
 pub fn max_entries(kind: SetKind, entries: usize) -> u32 {
     match kind {
         SetKind::BitmapPort => 0,
-        _ => u32::try_from(entries).unwrap_or(u32::MAX).checked_next_power_of_two().unwrap_or(u32::MAX).max(MIN_MAX_ENTRIES),
+        _ => u32::try_from(entries)
+            .unwrap_or(u32::MAX)
+            .checked_next_power_of_two()
+            .unwrap_or(u32::MAX)
+            .max(MIN_MAX_ENTRIES),
     }
 }
 
@@ -150,7 +160,11 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             chain("SERVICES"),
             vec![
                 format!("-s {loopback} -j RETURN"),
-                format!("-m set --match-set {} dst,dst -j {}", set(SetName::LoadBalancer), chain("LOAD-BALANCER")),
+                format!(
+                    "-m set --match-set {} dst,dst -j {}",
+                    set(SetName::LoadBalancer),
+                    chain("LOAD-BALANCER")
+                ),
                 format!("-m set --match-set {} dst,dst -j {}", set(SetName::ClusterIp), chain("CLUSTER-IP")),
                 // Neither a Service nor an unassigned address of the ranges is for the chains behind ours: a host port
                 // (`--dst-type LOCAL`) would take it.
@@ -164,8 +178,16 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
         (
             chain("NODE-PORT"),
             vec![
-                format!("-p tcp -m set --match-set {} dst -j {}", set(SetName::NodePortTcp), chain("MARK-MASQ")),
-                format!("-p udp -m set --match-set {} dst -j {}", set(SetName::NodePortUdp), chain("MARK-MASQ")),
+                format!(
+                    "-p tcp -m set --match-set {} dst -j {}",
+                    set(SetName::NodePortTcp),
+                    chain("MARK-MASQ")
+                ),
+                format!(
+                    "-p udp -m set --match-set {} dst -j {}",
+                    set(SetName::NodePortUdp),
+                    chain("MARK-MASQ")
+                ),
             ],
         ),
         (chain("MARK-MASQ"), vec![format!("-j MARK --set-xmark {mark:#x}/{mask:#x}")]),
@@ -175,7 +197,11 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
                 format!("-m set --match-set {} dst,dst,src -j MASQUERADE", set(SetName::LoopBack)),
                 format!("-m mark ! --mark {mark:#x}/{mask:#x} -j RETURN"),
                 format!("-j MARK --set-xmark 0x0/{mask:#x}"),
-                if config.random_fully { "-j MASQUERADE --random-fully".into() } else { "-j MASQUERADE".into() },
+                if config.random_fully {
+                    "-j MASQUERADE --random-fully".into()
+                } else {
+                    "-j MASQUERADE".into()
+                },
             ],
         ),
     ]);
@@ -201,7 +227,9 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             ],
         ),
     ]);
-    let jump = |table: &str, from: &str, to: &str| ((table.to_owned(), from.to_owned()), vec![format!("-j {}", chain(to))]);
+    let jump = |table: &str, from: &str, to: &str| {
+        ((table.to_owned(), from.to_owned()), vec![format!("-j {}", chain(to))])
+    };
     Ruleset {
         chains: BTreeMap::from([("nat".to_owned(), nat), ("filter".to_owned(), filter)]),
         jumps: BTreeMap::from([

@@ -59,7 +59,12 @@ pub fn restore_text(desired: &Ruleset, current: &Ruleset) -> String {
 }
 
 fn tables(ruleset: &Ruleset) -> BTreeSet<&str> {
-    ruleset.chains.keys().map(String::as_str).chain(ruleset.jumps.keys().map(|(table, _)| table.as_str())).collect()
+    ruleset
+        .chains
+        .keys()
+        .map(String::as_str)
+        .chain(ruleset.jumps.keys().map(|(table, _)| table.as_str()))
+        .collect()
 }
 
 fn jumps<'a>(ruleset: &'a Ruleset, table: &str) -> BTreeMap<&'a String, &'a Vec<String>> {

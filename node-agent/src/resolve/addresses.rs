@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nodenet_crds::{AddressRole, Announce, AssignedState, AssignedVirtualIP, KernelAddressRole, VirtualIPState, validate};
+use nodenet_crds::{
+    AddressRole, Announce, AssignedState, AssignedVirtualIP, KernelAddressRole, VirtualIPState, validate,
+};
 
 use crate::state::{Address, AddressKey, Link, SERVICE_INTERFACE, Which, promote_secondaries};
 
@@ -53,7 +55,7 @@ pub struct VirtualAddress {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressFault {
     /// Not an address.
-    #[error("{value:?}: {problem}")]
+    #[error("{problem}")]
     Invalid {
         /// As written.
         value: String,
@@ -80,7 +82,9 @@ pub enum AddressFault {
         interface: String,
     },
     /// It must be secondary, but there is none to be second to.
-    #[error("{address} must be secondary, but interface {interface} has no primary address of its subnet and mask")]
+    #[error(
+        "{address} must be secondary, but interface {interface} has no primary address of its subnet and mask"
+    )]
     NoPrimary {
         /// The address.
         address: IpAddr,

@@ -26,7 +26,9 @@ use self::plans::{Plans, Uid};
 use self::services::View;
 use crate::diff::Prune;
 use crate::filter::{Config, SetName, rules};
-use crate::state::{Address, Family, Link, LocalRoute, NodeState, SERVICE_INTERFACE, Scope, Which, promote_secondaries};
+use crate::state::{
+    Address, Family, Link, LocalRoute, NodeState, SERVICE_INTERFACE, Scope, Which, promote_secondaries,
+};
 
 /// Settings of a resolver.
 #[derive(Clone, Debug)]
@@ -213,8 +215,16 @@ impl Resolver {
     pub fn put_observed(&mut self, observed: &NodeState) -> Scope {
         let plain = |address: &Address| Address { lifetime: None, unusable: false, ..address.clone() };
         let node = Node {
-            links: observed.links.iter().map(|(name, link)| (name.clone(), Link { kind: String::new(), ..link.clone() })).collect(),
-            addresses: observed.addresses.iter().map(|(key, address)| (key.clone(), plain(address))).collect(),
+            links: observed
+                .links
+                .iter()
+                .map(|(name, link)| (name.clone(), Link { kind: String::new(), ..link.clone() }))
+                .collect(),
+            addresses: observed
+                .addresses
+                .iter()
+                .map(|(key, address)| (key.clone(), plain(address)))
+                .collect(),
         };
         if self.node.as_ref() == Some(&node) {
             return Scope::default();
@@ -264,7 +274,8 @@ impl Resolver {
         let families: &[Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
 
         let mut touched = Scope::default();
-        let fresh_rules: BTreeMap<_, _> = families.iter().map(|family| (*family, rules(*family, &config))).collect();
+        let fresh_rules: BTreeMap<_, _> =
+            families.iter().map(|family| (*family, rules(*family, &config))).collect();
         if fresh_rules != self.desired.rules {
             touched.rules = true;
             self.desired.rules = fresh_rules;
@@ -343,11 +354,16 @@ impl Resolver {
     /// Places the virtual IPs.
     fn addresses(&mut self) -> Scope {
         let (Some(spec), Some(node)) = (&self.spec, &self.node) else { return Scope::default() };
-        let resolved =
-            addresses::resolve(&spec.written.virtual_ips, node, &self.withheld, self.options.address_lifetime);
+        let resolved = addresses::resolve(
+            &spec.written.virtual_ips,
+            node,
+            &self.withheld,
+            self.options.address_lifetime,
+        );
         let mut touched = Scope::default();
         let ours = self.desired.sysctls.iter().filter(|(name, _)| crate::state::of_address_lane(name));
-        let before: BTreeMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let before: BTreeMap<String, String> =
+            ours.map(|(name, value)| (name.clone(), value.clone())).collect();
         if before != resolved.sysctls {
             touched.sysctls.extend(resolved.sysctls.keys().cloned());
             self.desired.sysctls.retain(|name, _| !before.contains_key(name));
@@ -411,16 +427,25 @@ impl Resolver {
         for uid in uids {
             let plan = self.plans.get(&uid).and_then(|service| service.plan.as_ref());
             let needs = plan.map(services::dependence);
-            let (nodes, vips) = needs.map_or((false, false), |n| (n.on_node_addresses, n.on_virtual_addresses));
+            let (nodes, vips) =
+                needs.map_or((false, false), |n| (n.on_node_addresses, n.on_virtual_addresses));
             set_member(&mut self.on_node_addresses, &uid, nodes);
             set_member(&mut self.on_virtual_addresses, &uid, vips);
-            let derived = plan.map(|plan| services::derive(plan, &self.view, &self.options.default_scheduler));
+            let derived =
+                plan.map(|plan| services::derive(plan, &self.view, &self.options.default_scheduler));
             let derive = |other: &Uid| {
                 let plan = self.plans.get(other)?.plan.as_ref()?;
                 Some(services::derive(plan, &self.view, &self.options.default_scheduler))
             };
             let name = |other: &Uid| self.plans.get(other).map(|s| s.full_name()).unwrap_or_default();
-            self.claims.put(&uid, derived.unwrap_or_default(), &mut self.desired, &mut touched, &derive, &name);
+            self.claims.put(
+                &uid,
+                derived.unwrap_or_default(),
+                &mut self.desired,
+                &mut touched,
+                &derive,
+                &name,
+            );
         }
         if self.claims.schedulers_changed() {
             touched.modules.extend(self.set_modules());
@@ -440,7 +465,13 @@ fn set_member(set: &mut BTreeSet<Uid>, uid: &Uid, member: bool) {
 /// A range may be made local unless it is so wide that it would cut the node off.
 fn usable_range(net: IpNet) -> bool {
     match net {
-        IpNet::V4(net) => net.prefix_len() >= 8 && !net.contains(&std::net::Ipv4Addr::LOCALHOST) && !net.addr().is_multicast(),
-        IpNet::V6(net) => net.prefix_len() >= 32 && !net.addr().is_multicast() && !net.addr().is_unicast_link_local(),
+        IpNet::V4(net) => {
+            net.prefix_len() >= 8
+                && !net.contains(&std::net::Ipv4Addr::LOCALHOST)
+                && !net.addr().is_multicast()
+        }
+        IpNet::V6(net) => {
+            net.prefix_len() >= 32 && !net.addr().is_multicast() && !net.addr().is_unicast_link_local()
+        }
     }
 }

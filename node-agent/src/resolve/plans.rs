@@ -182,8 +182,12 @@ impl Plans {
 
     /// Services whose plan changed; one that is gone has none any more.
     pub fn list_completed(&mut self, names: &BTreeSet<String>) -> BTreeSet<Uid> {
-        let gone: Vec<String> =
-            self.slices.keys().filter(|name| !names.contains(&***name)).map(|name| name.to_string()).collect();
+        let gone: Vec<String> = self
+            .slices
+            .keys()
+            .filter(|name| !names.contains(&***name))
+            .map(|name| name.to_string())
+            .collect();
         let mut changed = BTreeSet::new();
         for name in gone {
             changed.extend(self.remove(&name));
@@ -208,8 +212,10 @@ impl Plans {
 
     /// Services whose plan changed.
     pub fn put(&mut self, name: &str, spec: &NodeNetSliceSpec) -> BTreeSet<Uid> {
-        let name: Arc<str> = self.slices.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
-        let mut before = self.slices.get_mut(&name).map(|slice| std::mem::take(&mut slice.uids)).unwrap_or_default();
+        let name: Arc<str> =
+            self.slices.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
+        let mut before =
+            self.slices.get_mut(&name).map(|slice| std::mem::take(&mut slice.uids)).unwrap_or_default();
         let mut problems = Vec::new();
         let mut fresh: BTreeMap<Uid, Vec<Arc<Part>>> = BTreeMap::new();
         let mut touched = BTreeSet::new();
@@ -235,8 +241,12 @@ impl Plans {
         before.retain(|uid| !uids.contains(uid));
         for (uid, parts) in fresh {
             let Some(service) = self.services.get_mut(&uid) else { continue };
-            let old: Vec<Arc<Part>> =
-                service.parts.iter().filter(|(slice, _)| *slice == name).map(|(_, part)| part.clone()).collect();
+            let old: Vec<Arc<Part>> = service
+                .parts
+                .iter()
+                .filter(|(slice, _)| *slice == name)
+                .map(|(_, part)| part.clone())
+                .collect();
             if old != parts {
                 service.parts.retain(|(slice, _)| *slice != name);
                 service.parts.extend(parts.into_iter().map(|part| (name.clone(), part)));
@@ -352,7 +362,11 @@ fn compact_port(
         .frontends
         .iter()
         .filter_map(|f| {
-            let address = if f.kind == FrontendKind::NodePort { None } else { Some(f.address.as_deref().unwrap_or("")) };
+            let address = if f.kind == FrontendKind::NodePort {
+                None
+            } else {
+                Some(f.address.as_deref().unwrap_or(""))
+            };
             let (address, port) = checked(address, f.port)?;
             Some(Frontend { kind: f.kind, address, port })
         })
@@ -369,13 +383,14 @@ fn compact_port(
         nodenet_crds::Protocol::TCP => Protocol::TCP,
         nodenet_crds::Protocol::UDP => Protocol::UDP,
     };
-    let scheduler = port.scheduler.as_deref().filter(|name| match super::requirements::scheduler_module(name) {
-        Some(_) => true,
-        None => {
-            problems.push(Problem::new(object(), Reason::Scheduler { name: (*name).to_owned() }));
-            false
-        }
-    });
+    let scheduler =
+        port.scheduler.as_deref().filter(|name| match super::requirements::scheduler_module(name) {
+            Some(_) => true,
+            None => {
+                problems.push(Problem::new(object(), Reason::Scheduler { name: (*name).to_owned() }));
+                false
+            }
+        });
     Port { protocol, scheduler: scheduler.map(Into::into), frontends, endpoints }
 }
 

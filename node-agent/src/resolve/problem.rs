@@ -60,10 +60,10 @@ pub enum Reason {
         value: String,
     },
     /// A module that the agent does not load.
-    #[error("is not among the modules that this agent loads")]
+    #[error("not among the modules that this agent loads")]
     Module,
     /// A setting, or a value of it, that the agent does not write.
-    #[error("{value:?} is not among the values that this agent writes")]
+    #[error("{value:?} is not among its values that this agent writes")]
     Sysctl {
         /// Value as written.
         value: String,

@@ -49,9 +49,9 @@ pub(super) fn resolve(
         sysctls.insert("net.ipv6.conf.all.forwarding".into(), "1".into());
     }
     for setting in &spec.sysctls {
-        let allowed = ALLOWED_SYSCTLS.iter().any(|(name, values)| {
-            *name == setting.name && values.contains(&setting.value.as_str())
-        });
+        let allowed = ALLOWED_SYSCTLS
+            .iter()
+            .any(|(name, values)| *name == setting.name && values.contains(&setting.value.as_str()));
         // 0 would make the node answer ARP for addresses that are only local for the sake of Services.
         let harmful = setting.name == "net.ipv4.conf.all.arp_ignore" && setting.value == "0";
         if allowed && !harmful {

@@ -7,7 +7,9 @@ use nodenet_crds::FrontendKind;
 
 use super::plans::{Plan, Port};
 use crate::filter::SetName;
-use crate::state::{Family, Forwarding, Protocol, RealServer, RealServerKey, SetEntry, VirtualServer, VirtualServerKey};
+use crate::state::{
+    Family, Forwarding, Protocol, RealServer, RealServerKey, SetEntry, VirtualServer, VirtualServerKey,
+};
 
 /// Which entry of which set.
 pub(super) type Entry = (SetName, Family, SetEntry);
@@ -66,11 +68,15 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             let number = frontend.port;
             match (frontend.kind, frontend.address) {
                 (FrontendKind::NodePort, _) => {
-                    for address in view.node_port_addresses.iter().filter(|a| families.contains(&Family::of(**a))) {
+                    for address in
+                        view.node_port_addresses.iter().filter(|a| families.contains(&Family::of(**a)))
+                    {
                         answer(*address, number);
                     }
                     for family in &families {
-                        entries.extend(node_port(port.protocol).map(|set| (set, *family, SetEntry::Port(number))));
+                        entries.extend(
+                            node_port(port.protocol).map(|set| (set, *family, SetEntry::Port(number))),
+                        );
                     }
                 }
                 (FrontendKind::ClusterIP, Some(address)) => {
@@ -83,7 +89,9 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
                     let entry = SetEntry::IpPort(address, port.protocol, number);
                     entries.push((SetName::LoadBalancer, Family::of(address), entry));
                 }
-                (FrontendKind::VirtualIPNodePort, Some(address)) if view.virtual_addresses.contains(&address) => {
+                (FrontendKind::VirtualIPNodePort, Some(address))
+                    if view.virtual_addresses.contains(&address) =>
+                {
                     answer(address, number);
                     let family = Family::of(address);
                     entries.extend(node_port(port.protocol).map(|set| (set, family, SetEntry::Port(number))));
@@ -95,7 +103,9 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             let entry = SetEntry::IpPortIp(endpoint.address, port.protocol, endpoint.port, endpoint.address);
             entries.push((SetName::LoopBack, Family::of(endpoint.address), entry));
         }
-        derived.entries.extend(entries.into_iter().filter(|(_, family, _)| *family == Family::V4 || view.ipv6));
+        derived
+            .entries
+            .extend(entries.into_iter().filter(|(_, family, _)| *family == Family::V4 || view.ipv6));
     }
     derived
 }

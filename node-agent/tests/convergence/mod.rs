@@ -126,7 +126,8 @@ fn old_sets() -> impl Strategy<Value = BTreeMap<String, IpSet>> {
     let one = |name: SetName| {
         let as_now = set(name.kind(), 65_536);
         let smaller = set(name.kind(), 1024);
-        let other = set(if name.kind() == SetKind::HashIp { SetKind::HashNet } else { SetKind::HashIp }, 1024);
+        let other =
+            set(if name.kind() == SetKind::HashIp { SetKind::HashNet } else { SetKind::HashIp }, 1024);
         prop_oneof![
             2 => Just(None),
             4 => as_now.prop_map(Some),
@@ -150,7 +151,8 @@ fn held_address() -> impl Strategy<Value = (AddressKey, Address)> {
     ]
     .prop_map(|(at, prefix_length, role)| {
         let key = AddressKey { interface: INTERFACE.into(), address: address(&at) };
-        let address = Address { prefix_length, role: Some(role), lifetime: Some(3000), ours: true, unusable: false };
+        let address =
+            Address { prefix_length, role: Some(role), lifetime: Some(3000), ours: true, unusable: false };
         (key, address)
     })
 }
@@ -253,7 +255,8 @@ pub fn apply<K: Kernel>(
                 continue;
             }
         };
-        let outcome: Outcome = diff(desired, &observed, &scope, &mut context(journal, Prune::ALL, &mut draining));
+        let outcome: Outcome =
+            diff(desired, &observed, &scope, &mut context(journal, Prune::ALL, &mut draining));
         if outcome.transaction.is_empty() && outcome.widen.is_empty() {
             return Ok(done);
         }
@@ -305,7 +308,10 @@ fn look<K: Kernel>(kernel: &mut K, scope: &Scope) -> Result<NodeState, String> {
 }
 
 /// What is not ours and not wished for.
-fn foreign_part(observed: &NodeState, case: &Case) -> (BTreeMap<VirtualServerKey, VirtualServer>, Vec<AddressKey>) {
+fn foreign_part(
+    observed: &NodeState,
+    case: &Case,
+) -> (BTreeMap<VirtualServerKey, VirtualServer>, Vec<AddressKey>) {
     let servers = observed
         .virtual_servers
         .iter()

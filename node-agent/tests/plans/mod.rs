@@ -11,7 +11,9 @@ use nodenet_agent::kernel::fake::FakeKernel;
 use nodenet_agent::resolve::{Options, Origin, Resolver};
 use nodenet_agent::state::*;
 use nodenet_crds as kinds;
-use nodenet_crds::{FrontendKind, NodeNetSliceSpec, NodeNetStateSpec, PortPlan, ServiceAddresses, ServicePlan};
+use nodenet_crds::{
+    FrontendKind, NodeNetSliceSpec, NodeNetStateSpec, PortPlan, ServiceAddresses, ServicePlan,
+};
 
 /// Name of the node that resolves.
 pub const NODE: &str = "node-1";
@@ -19,7 +21,10 @@ pub const NODE: &str = "node-1";
 /// A spec with a service range and a pod network.
 pub fn spec() -> NodeNetStateSpec {
     NodeNetStateSpec {
-        service_addresses: ServiceAddresses { cidrs: vec!["10.96.0.0/12".into()], ..ServiceAddresses::default() },
+        service_addresses: ServiceAddresses {
+            cidrs: vec!["10.96.0.0/12".into()],
+            ..ServiceAddresses::default()
+        },
         cluster_cidrs: vec!["10.244.0.0/16".into()],
         ..NodeNetStateSpec::default()
     }
@@ -49,7 +54,11 @@ pub fn endpoint(address: &str, port: i32, node: &str) -> kinds::Endpoint {
 }
 
 /// A port.
-pub fn port(protocol: kinds::Protocol, frontends: Vec<kinds::Frontend>, endpoints: Vec<kinds::Endpoint>) -> PortPlan {
+pub fn port(
+    protocol: kinds::Protocol,
+    frontends: Vec<kinds::Frontend>,
+    endpoints: Vec<kinds::Endpoint>,
+) -> PortPlan {
     PortPlan { protocol, frontends, endpoints, ..PortPlan::default() }
 }
 
@@ -122,8 +131,10 @@ impl Agent {
 
     /// Looks at the node's addresses.
     pub fn look_at_node(&mut self) -> Scope {
-        let mut observed =
-            self.kernel.observe(&Scope { addresses: true, ..Scope::default() }).expect("the kernel can be read");
+        let mut observed = self
+            .kernel
+            .observe(&Scope { addresses: true, ..Scope::default() })
+            .expect("the kernel can be read");
         self.journal.mark(&mut observed);
         self.resolver.put_observed(&observed)
     }
@@ -143,7 +154,8 @@ impl Agent {
     pub fn compare(&mut self, scope: &Scope, prune: Prune) -> Outcome {
         let observed = self.kernel.observe(scope).expect("the kernel can be read");
         let (now, drain_timeout) = (self.now, Duration::from_secs(600));
-        let context = &mut Context { journal: &self.journal, prune, draining: &mut self.draining, now, drain_timeout };
+        let context =
+            &mut Context { journal: &self.journal, prune, draining: &mut self.draining, now, drain_timeout };
         diff(self.resolver.desired(), &observed, scope, context)
     }
 

@@ -52,7 +52,13 @@ impl Addresses {
     }
 
     /// Changes lifetime and deprecation in place.
-    pub fn set(&mut self, interface: &str, net: IpNet, deprecated: bool, expires: Option<Duration>) -> Result<(), i32> {
+    pub fn set(
+        &mut self,
+        interface: &str,
+        net: IpNet,
+        deprecated: bool,
+        expires: Option<Duration>,
+    ) -> Result<(), i32> {
         let found = self.find(interface, net.addr(), Some(net.prefix_len())).ok_or(libc::ENOENT)?;
         found.expires = expires;
         found.deprecated = deprecated && net.addr().is_ipv6();

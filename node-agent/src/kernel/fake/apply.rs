@@ -28,7 +28,9 @@ impl Inner {
                 }
                 self.modules.insert(name.clone(), true);
                 if name == "ip_vs" {
-                    for (setting, value) in [("conntrack", "0"), ("expire_nodest_conn", "0"), ("conn_reuse_mode", "1")] {
+                    for (setting, value) in
+                        [("conntrack", "0"), ("expire_nodest_conn", "0"), ("conn_reuse_mode", "1")]
+                    {
                         self.sysctls.entry(format!("net.ipv4.vs.{setting}")).or_insert_with(|| value.into());
                     }
                     let template = "net.ipv4.vs.expire_quiescent_template";
@@ -74,8 +76,12 @@ impl Inner {
                     Ok(())
                 }
                 None => {
-                    let set =
-                        IpSet { kind: *kind, family: *family, max_entries: *size, entries: Default::default() };
+                    let set = IpSet {
+                        kind: *kind,
+                        family: *family,
+                        max_entries: *size,
+                        entries: Default::default(),
+                    };
                     self.sets.insert(name.clone(), set);
                     Ok(())
                 }
@@ -198,7 +204,9 @@ impl Inner {
             }
             Operation::SetAddress(key, address) => {
                 let (net, deprecated, expires) = self.address(key, address)?;
-                self.addresses.set(&key.interface, net, deprecated, expires).map_err(|errno| (errno, None))?;
+                self.addresses
+                    .set(&key.interface, net, deprecated, expires)
+                    .map_err(|errno| (errno, None))?;
                 self.tell(KernelEvent::Address(key.clone()));
                 Ok(())
             }
@@ -220,7 +228,11 @@ impl Inner {
         self.tell(KernelEvent::Link(name.to_owned()));
     }
 
-    fn address(&self, key: &AddressKey, address: &Address) -> Result<(IpNet, bool, Option<Duration>), Refusal> {
+    fn address(
+        &self,
+        key: &AddressKey,
+        address: &Address,
+    ) -> Result<(IpNet, bool, Option<Duration>), Refusal> {
         let net = IpNet::new(key.address, address.prefix_length).map_err(|_| (libc::EINVAL, None))?;
         let deprecated = address.role == Some(KernelAddressRole::Deprecated);
         let expires = address.lifetime.map(|seconds| self.clock + Duration::from_secs(seconds.into()));
@@ -290,9 +302,15 @@ pub(super) fn words(operation: &Operation) -> (&'static str, String) {
         O::AddVirtualServer(key, _) => ("add", key.to_string()),
         O::SetVirtualServer(key, _) => ("change", key.to_string()),
         O::DeleteVirtualServer(key) => ("delete", key.to_string()),
-        O::AddRealServer(key, real, _) => ("add", format!("real server {}:{} of {key}", real.address, real.port)),
-        O::SetRealServer(key, real, _) => ("change", format!("real server {}:{} of {key}", real.address, real.port)),
-        O::DeleteRealServer(key, real) => ("delete", format!("real server {}:{} of {key}", real.address, real.port)),
+        O::AddRealServer(key, real, _) => {
+            ("add", format!("real server {}:{} of {key}", real.address, real.port))
+        }
+        O::SetRealServer(key, real, _) => {
+            ("change", format!("real server {}:{} of {key}", real.address, real.port))
+        }
+        O::DeleteRealServer(key, real) => {
+            ("delete", format!("real server {}:{} of {key}", real.address, real.port))
+        }
         O::ForgetConnections(key, _) => ("forget", format!("connections of {key}")),
         O::AddAddress(key, _) => ("add", format!("address {} on {}", key.address, key.interface)),
         O::SetAddress(key, _) => ("change", format!("address {} on {}", key.address, key.interface)),

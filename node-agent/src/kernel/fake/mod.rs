@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use self::addresses::Addresses;
 use super::{Committed, Kernel, KernelError, KernelEvent};
 use crate::state::{
-    AddressKey, Family, IpSet, Link, LocalRoute, NodeState, Operation, PREFIX, PREFIX6, RealServerKey, Ruleset, Scope,
-    SetEntry, Transaction, VirtualServer, VirtualServerKey, Which,
+    AddressKey, Family, IpSet, Link, LocalRoute, NodeState, Operation, PREFIX, PREFIX6, RealServerKey,
+    Ruleset, Scope, SetEntry, Transaction, VirtualServer, VirtualServerKey, Which,
 };
 
 /// A kernel in memory.
@@ -144,7 +144,9 @@ impl FakeKernel {
     pub fn add_address(&self, interface: &str, address: &str) {
         let Ok(net) = address.parse::<IpNet>() else { return };
         let mut inner = self.lock();
-        if inner.links.contains_key(interface) && inner.addresses.add(interface, net, false, false, None).is_ok() {
+        if inner.links.contains_key(interface)
+            && inner.addresses.add(interface, net, false, false, None).is_ok()
+        {
             inner.tell(KernelEvent::Address(AddressKey { interface: interface.into(), address: net.addr() }));
         }
     }
@@ -170,7 +172,13 @@ impl FakeKernel {
     }
 
     /// Sets the connections of a real server.
-    pub fn set_connections(&self, server: &VirtualServerKey, real: &RealServerKey, active: u32, inactive: u32) {
+    pub fn set_connections(
+        &self,
+        server: &VirtualServerKey,
+        real: &RealServerKey,
+        active: u32,
+        inactive: u32,
+    ) {
         let mut inner = self.lock();
         let found = inner.virtual_servers.get_mut(server).and_then(|s| s.real_servers.get_mut(real));
         if let Some(found) = found {
@@ -297,7 +305,12 @@ impl Kernel for FakeKernel {
         let at = inner.counters.observations;
         inner.counters.observations += 1;
         if let Some(errno) = inner.observation_faults.remove(&at) {
-            return Err(KernelError::Refused { operation: "observe", object: "state".into(), errno, message: None });
+            return Err(KernelError::Refused {
+                operation: "observe",
+                object: "state".into(),
+                errno,
+                message: None,
+            });
         }
         let mut seen = NodeState {
             modules: scope
@@ -319,13 +332,22 @@ impl Kernel for FakeKernel {
         }
         let ours = |name: &str| name.starts_with(PREFIX) || name.starts_with(PREFIX6);
         seen.sets = match &scope.sets {
-            Which::All => inner.sets.iter().filter(|(n, _)| ours(n)).map(|(n, s)| (n.clone(), s.clone())).collect(),
+            Which::All => {
+                inner.sets.iter().filter(|(n, _)| ours(n)).map(|(n, s)| (n.clone(), s.clone())).collect()
+            }
             Which::Only(names) => only(&inner.sets, names),
         };
-        for (name, entries) in scope.set_entries.iter().filter(|(name, _)| !scope.sets.contains(name.as_str())) {
+        for (name, entries) in
+            scope.set_entries.iter().filter(|(name, _)| !scope.sets.contains(name.as_str()))
+        {
             if let Some(set) = inner.sets.get(name) {
                 let there = entries.iter().filter(|entry| set.entries.contains(entry)).copied().collect();
-                let part = IpSet { entries: there, kind: set.kind, family: set.family, max_entries: set.max_entries };
+                let part = IpSet {
+                    entries: there,
+                    kind: set.kind,
+                    family: set.family,
+                    max_entries: set.max_entries,
+                };
                 seen.sets.insert(name.clone(), part);
             }
         }
