@@ -98,6 +98,34 @@ fn a_renamed_interface_is_looked_at_anew() {
 }
 
 #[test]
+fn lost_events_are_told_as_an_overrun() {
+    in_namespace(|| {
+        run("ip", "link add eth0 type veth peer name peer0");
+        run("ip", "link set eth0 up");
+        run("ip", "link set peer0 up");
+        let (go, wait) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        let _listener = events::listen(&Namespace::own(), move |event| {
+            // Until the other side lets go; afterwards this returns at once.
+            let _ = wait.recv();
+            tell.send(event).is_ok()
+        })
+        .unwrap();
+        let mut kernel = kernel();
+        let vip = key("eth0", "192.168.0.15");
+        let there_and_back =
+            [Operation::AddAddress(vip.clone(), address(24)), Operation::DeleteAddress(vip, 24)];
+        for _ in 0..10 {
+            commit_all(&mut kernel, there_and_back.iter().cycle().take(2_000).cloned().collect());
+        }
+        drop(go);
+        wait_for(&told, &KernelEvent::Overrun);
+        run("ip", "address add 192.168.0.11/24 dev eth0");
+        wait_for(&told, &KernelEvent::Address(key("eth0", "192.168.0.11")));
+    });
+}
+
+#[test]
 fn listening_ends_when_nobody_hears() {
     in_namespace(|| {
         let (listener, told) = listen();

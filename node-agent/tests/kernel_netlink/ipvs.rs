@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -13,7 +14,7 @@ use nodenet_agent::{
     },
 };
 
-use crate::support::{attempt, commit, commit_all, has_ipvs, in_namespace, ip, kernel, run};
+use crate::support::{address, attempt, commit, commit_all, has_ipvs, in_namespace, ip, kernel, key, run};
 
 fn read(
     kernel: &mut NetlinkKernel,
@@ -233,6 +234,38 @@ fn a_kernel_without_ipvs_has_no_virtual_server_and_says_what_is_missing_when_one
             error.to_string(),
             "add virtual server TCP 10.96.0.2:80: the kernel has no IPVS; load it with `modprobe ip_vs`"
         );
+    });
+}
+
+#[test]
+fn an_address_does_not_wait_for_virtual_servers() {
+    in_namespace(|| {
+        if !has_ipvs() {
+            return;
+        }
+        run("ip", "link add eth0 type veth peer name peer0");
+        let operations = make(&many(4000, 10));
+        let mut services = kernel();
+        let mut addresses = kernel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let ready = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                tell.send(()).unwrap();
+                commit_all(&mut services, operations);
+                ready.store(true, Ordering::SeqCst);
+            });
+            told.recv().unwrap();
+            let start = Instant::now();
+            let vip = key("eth0", "192.168.0.15");
+            commit_all(&mut addresses, vec![Operation::AddAddress(vip, address(24))]);
+            let took = start.elapsed();
+            assert!(
+                !ready.load(Ordering::SeqCst),
+                "the address took {took:?}, longer than 4,000 virtual servers"
+            );
+            println!("an address beside 4,000 virtual servers: {took:.2?}");
+        });
     });
 }
 

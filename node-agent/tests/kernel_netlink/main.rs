@@ -2,6 +2,9 @@
 //!
 //! Needs root. What a kernel lacks (IPVS and dummy interfaces on some, nftables on others) is told as `SKIP:`.
 
+// Helpers of tests are no production code either.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod address;
 mod announce;
 mod conntrack;

@@ -122,6 +122,7 @@ pub fn listen(
             let go_on = match datagram {
                 Some(datagram) => names.tell(datagram, &mut heard),
                 None => {
+                    drain(&socket, &mut buffer);
                     names.learn();
                     heard(KernelEvent::Overrun)
                 }
@@ -131,6 +132,18 @@ pub fn listen(
             }
         }
     })
+}
+
+/// Throws away what is queued. After it lost one event, the kernel adds none before the queue was empty, and does not
+/// say so again: whoever looks at everything must do so after that.
+fn drain(socket: &Socket, buffer: &mut [u8]) {
+    loop {
+        match socket.recv(&mut &mut *buffer, libc::MSG_DONTWAIT) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 fn subscribe() -> std::io::Result<Socket> {

@@ -194,6 +194,18 @@ impl Connection {
         request: &impl NetlinkSerializable,
         read: impl FnOnce(&NetlinkHeader, &[u8]) -> Result<T, DecodeError>,
     ) -> Result<T, TransportError> {
+        let outcome = self.get_once(request, read);
+        if matches!(outcome, Err(TransportError::Overrun)) {
+            self.drain();
+        }
+        outcome
+    }
+
+    fn get_once<T>(
+        &mut self,
+        request: &impl NetlinkSerializable,
+        read: impl FnOnce(&NetlinkHeader, &[u8]) -> Result<T, DecodeError>,
+    ) -> Result<T, TransportError> {
         let sequence = self.next_sequence();
         self.outgoing.clear();
         append(&mut self.outgoing, NLM_F_REQUEST, sequence, request);
@@ -225,8 +237,14 @@ impl Connection {
     ) -> Result<T, TransportError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut collected = T::default();
-            if self.dump_once(request, &mut |header, payload| each(&mut collected, header, payload))? {
-                return Ok(collected);
+            match self.dump_once(request, &mut |header, payload| each(&mut collected, header, payload)) {
+                Ok(true) => return Ok(collected),
+                Ok(false) => {}
+                Err(error) => {
+                    // A dump that is not read to its end keeps the next one from beginning.
+                    self.drain();
+                    return Err(error);
+                }
             }
         }
         Err(TransportError::Interrupted)
@@ -316,9 +334,10 @@ impl Connection {
         }
     }
 
-    /// Throws away what is queued: after lost answers nothing in the queue is of use.
+    /// Throws away what is queued: after lost answers nothing in the queue is of use, and the kernel adds none before
+    /// the queue was empty.
     fn drain(&mut self) {
-        while self.receive(libc::MSG_DONTWAIT).is_ok() {}
+        while matches!(self.receive(libc::MSG_DONTWAIT), Ok(_) | Err(TransportError::Overrun)) {}
     }
 }
 
