@@ -86,23 +86,8 @@ pub(super) fn forget(netfilter: &mut Connection, selections: &[Selection]) -> Ve
             || selections.iter().enumerate().filter(|(_, it)| it.tables().contains(&(family, protocol)));
         let connections = match select(netfilter, family, protocol, selections) {
             Ok(connections) => connections,
-            Err(error) if error.errno().is_some() => {
-                let errno = error.errno().unwrap_or_default();
-                failed.extend(concerned().map(|(index, selection)| {
-                    let error = KernelError::Refused {
-                        operation: "forget",
-                        object: selection.words(),
-                        errno,
-                        message: None,
-                    };
-                    (index, error)
-                }));
-                continue;
-            }
             Err(error) => {
-                if let Some((index, selection)) = concerned().next() {
-                    failed.push((index, error.about("forget", selection.words())));
-                }
+                failed.extend(concerned().map(|(index, selection)| (index, unreadable(selection, &error))));
                 continue;
             }
         };
@@ -126,6 +111,20 @@ pub(super) fn forget(netfilter: &mut Connection, selections: &[Selection]) -> Ve
     failed.sort_by_key(|(index, _)| *index);
     failed.dedup_by_key(|(index, _)| *index);
     failed
+}
+
+fn unreadable(selection: &Selection, error: &TransportError) -> KernelError {
+    let (operation, object) = ("forget", selection.words());
+    match error.errno() {
+        // The subsystem is not there at all.
+        Some(libc::EINVAL) => KernelError::Missing {
+            operation,
+            object,
+            feature: "connection tracking by netlink",
+            module: "nf_conntrack_netlink",
+        },
+        _ => error.again().about(operation, object),
+    }
 }
 
 /// Connections that a selection covers, each with the first that does.

@@ -314,7 +314,7 @@ pub(super) fn change(netfilter: &mut Connection, runs: &[Run<'_>]) -> Vec<(usize
                     // Entries before the line are in.
                     let from = range.start + line.unwrap_or_default();
                     for entry in from..range.end {
-                        failed.push(why(entry, copy(&error)));
+                        failed.push(why(entry, error.again()));
                     }
                 }
             }
@@ -335,21 +335,6 @@ fn concerns_all(error: &TransportError) -> bool {
     error.errno().is_some_and(|errno| {
         errno == libc::ENOMEM || ErrorCode::from_errno(errno, None) == Some(ErrorCode::HashFull)
     })
-}
-
-fn copy(error: &TransportError) -> TransportError {
-    match error {
-        TransportError::Refused(error) => TransportError::Refused(error.clone()),
-        TransportError::Decode(error) => TransportError::Decode(error.clone()),
-        TransportError::Socket { call, source } => TransportError::Socket {
-            call,
-            source: source
-                .raw_os_error()
-                .map_or_else(|| source.kind().into(), std::io::Error::from_raw_os_error),
-        },
-        TransportError::Interrupted => TransportError::Interrupted,
-        TransportError::Overrun => TransportError::Overrun,
-    }
 }
 
 /// An error about a set: numbers of ipset's own become the system's nearest, with ipset's words.

@@ -9,9 +9,11 @@
 //! | `ipset` | sets (nfnetlink) |
 //! | `conntrack` | forgetting connections of backends that went (nfnetlink) |
 //! | `rules` | chains and jumps, by the host's iptables |
+//! | `program` | where programs are |
 //! | `sysctl`, `modules` | settings and modules |
 //! | `commit` | a transaction, step by step |
 //! | [`events`] | hearing of changes |
+//! | `frames` | Ethernet frames on packet sockets |
 //! | [`announce`], [`owner`] | ARP and neighbour discovery: telling, asking, hearing other owners |
 
 pub mod announce;
@@ -27,6 +29,7 @@ mod ipvs;
 mod link;
 mod modules;
 mod namespace;
+mod program;
 mod route;
 mod rules;
 mod sysctl;

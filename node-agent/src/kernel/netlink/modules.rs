@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use super::rules::shortened;
+use super::program::{find, shortened};
 use crate::kernel::KernelError;
 
 /// The modules of the running kernel.
@@ -67,7 +67,8 @@ impl Modules {
                 message: Some("this is not the name of a module".to_owned()),
             });
         }
-        let mut command = Command::new("modprobe");
+        // Where there is none, the system says so.
+        let mut command = Command::new(find("modprobe").unwrap_or_else(|| "modprobe".into()));
         if self.root.as_os_str() != "/lib/modules"
             && let Some(root) = self.root.parent().and_then(|lib| lib.parent())
         {

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
 };
 
-use super::namespace::Namespace;
+use super::{
+    namespace::Namespace,
+    program::{find, shortened},
+};
 use crate::{
     filter,
     kernel::KernelError,
@@ -29,12 +31,8 @@ pub enum PacketFilterMode {
 
 /// Chains that a kubelet makes; where they are is what the host uses.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
-/// Where programs of root are when `PATH` does not say so.
-const PLACES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// Chain that is made and removed in one transaction to see whether writing works.
 const PROBE: &str = "NODENET-PROBE";
-/// Longest part of a program's words in an error.
-const WORDS: usize = 1024;
 
 /// The packet filter of a network namespace.
 pub(super) struct Rules {
@@ -276,25 +274,7 @@ fn failed(operation: &'static str, family: Family, program: String, output: &Out
     }
 }
 
-/// What a program said, as long as it fits an error.
-pub(super) fn shortened(words: &[u8]) -> String {
-    let words = String::from_utf8_lossy(words);
-    let words = words.trim();
-    match words.char_indices().nth(WORDS) {
-        Some((end, _)) => format!("{}…", words.get(..end).unwrap_or_default()),
-        None => words.to_owned(),
-    }
-}
-
 /// Whether the kernel speaks IPv6 at all.
 fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
-}
-
-fn find(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(PLACES.iter().map(PathBuf::from))
-        .map(|place| place.join(name))
-        .find(|program| program.is_file())
 }

@@ -114,6 +114,21 @@ impl TransportError {
         }
     }
 
+    /// The same once more, for another object that it concerns.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Refused(error) => Self::Refused(error.clone()),
+            Self::Decode(error) => Self::Decode(error.clone()),
+            Self::Socket { call, source } => {
+                let number = source.raw_os_error();
+                let source = number.map_or_else(|| source.kind().into(), io::Error::from_raw_os_error);
+                Self::Socket { call, source }
+            }
+            Self::Interrupted => Self::Interrupted,
+            Self::Overrun => Self::Overrun,
+        }
+    }
+
     /// The kernel's error number, where it gave one.
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
@@ -400,13 +415,8 @@ impl Batch<'_> {
         let first = self.taken;
         if let Err(error) = self.exchange() {
             // Which of them the kernel carried out is not known: all are looked at again.
-            let lost = matches!(error, TransportError::Overrun);
-            let mut error = Some(error);
             self.failures.retain(|(index, _)| *index < first);
-            for index in first..first + count {
-                let each = if lost { None } else { error.take() };
-                self.failures.push((index, each.unwrap_or(TransportError::Overrun)));
-            }
+            self.failures.extend((first..first + count).map(|index| (index, error.again())));
             self.connection.drain();
         }
         self.taken += count;
