@@ -144,6 +144,11 @@ impl Agents {
         [last_seen + duration, last_seen + duration + FENCE_MARGIN].into_iter().find(|t| *t > now)
     }
 
+    /// The node is gone and nothing of it is left.
+    pub(crate) fn forget(&mut self, node: &str) {
+        self.by_node.remove(node);
+    }
+
     /// Whole seconds since the agent was last heard of.
     pub(crate) fn age_seconds(&self, node: &str, now: Duration) -> Option<u64> {
         self.by_node.get(node).map(|a| now.saturating_sub(a.last_seen).as_secs())

@@ -763,7 +763,9 @@ impl Index {
             published.map(|s| s.spec.virtual_ips.clone()).unwrap_or_default()
         };
         let spec = plan_node(node, virtual_ips, &self.facts.settings);
-        if published.is_some_and(|s| s.exists && s.spec == spec) {
+        // An owner that does not exist any more would take the state with it.
+        let orphan = |owner: &Option<String>| owner.is_some() && node.uid.is_some() && *owner != node.uid;
+        if published.is_some_and(|s| s.exists && s.spec == spec && !orphan(&s.owner)) {
             return None;
         }
         let node_uid = node.uid.clone();
@@ -786,6 +788,7 @@ impl Index {
         if !state.exists {
             if self.agents.life(name, now.monotonic) == Life::Fenced || !state.holds_anything() {
                 self.facts.states.remove(name);
+                self.agents.forget(name);
                 self.set_deadline(Key::Node(name.to_owned()), None);
             } else {
                 let again = self.agents.next_step(name, now.monotonic);

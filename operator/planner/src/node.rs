@@ -7,8 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use nodenet_crds::{
-    AssignedState, AssignedVirtualIP, KernelRequirements, NodeNetState, NodeNetStateSpec, NodeNetStateStatus,
-    ServiceAddressMode, ServiceAddresses, VirtualIPState,
+    ALLOWED_MODULES, AssignedState, AssignedVirtualIP, KernelRequirements, NodeNetState, NodeNetStateSpec,
+    NodeNetStateStatus, ServiceAddressMode, ServiceAddresses, VirtualIPState,
 };
 
 use crate::Settings;
@@ -70,6 +70,8 @@ pub(crate) struct StateInfo {
     /// Whether the object exists.
     pub(crate) exists: bool,
     pub(crate) uid: Option<String>,
+    /// UID of the Node that owns it.
+    pub(crate) owner: Option<String>,
     pub(crate) generation: i64,
     pub(crate) spec: NodeNetStateSpec,
     pub(crate) status: Option<NodeNetStateStatus>,
@@ -173,6 +175,8 @@ impl StateInfo {
         }
         self.exists = true;
         self.uid = meta.uid;
+        let owners = meta.owner_references.unwrap_or_default();
+        self.owner = owners.into_iter().find(|o| o.kind == "Node").map(|o| o.uid);
         self.generation = generation;
         self.spec = object.spec;
         self.status = status;
@@ -319,13 +323,20 @@ pub(crate) fn plan_node(
         list.dedup();
         list.iter().take(CIDRS_MAX).map(ToString::to_string).collect::<Vec<_>>()
     };
+    let mut modules = settings.modules.clone();
+    if let Some(scheduler) = &settings.scheduler {
+        let module = format!("ip_vs_{scheduler}");
+        if ALLOWED_MODULES.contains(&module.as_str()) && !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
     NodeNetStateSpec {
         virtual_ips,
         service_addresses: ServiceAddresses {
             mode: ServiceAddressMode::Route,
             cidrs: ranges(&settings.service_cidrs),
         },
-        kernel: KernelRequirements { modules: settings.modules.clone(), sysctls: settings.sysctls.clone() },
+        kernel: KernelRequirements { modules, sysctls: settings.sysctls.clone() },
         cluster_cidrs: ranges(&settings.cluster_cidrs),
         pod_cidrs: ranges(&node.pod_cidrs),
     }

@@ -406,8 +406,7 @@ mod tests {
     fn publish_not_ready_addresses_takes_every_endpoint_for_ready() {
         let mut web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
         web.spec.as_mut().unwrap().publish_not_ready_addresses = Some(true);
-        let pods =
-            slice("IPv4", &[("http", "TCP", 8080)], &[("10.1.0.1", F, F, F), ("10.1.0.2", T, T, F)]);
+        let pods = slice("IPv4", &[("http", "TCP", 8080)], &[("10.1.0.1", F, F, F), ("10.1.0.2", T, T, F)]);
         assert_eq!(addresses(&plan(&web, &[pods])[0]).len(), 2);
     }
 

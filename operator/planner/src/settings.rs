@@ -9,7 +9,8 @@ use nodenet_crds::{ALLOWED_MODULES, ALLOWED_SYSCTLS, Sysctl};
 pub struct Settings {
     /// Ranges that ClusterIPs are taken from (at most 16).
     pub service_cidrs: Vec<IpNet>,
-    /// Pod networks of the whole cluster (at most 16). Where empty, the Nodes' `podCIDRs` are what is known of them.
+    /// Pod networks of the whole cluster (at most 16). Where empty, agents know the pods of their
+    /// own node only, and addresses of virtual IPs are checked against the Nodes' `podCIDRs`.
     pub cluster_cidrs: Vec<IpNet>,
     /// IPVS scheduler of all virtual servers, for example `rr`; `None` leaves the choice to the agents.
     pub scheduler: Option<String>,

@@ -44,20 +44,68 @@ fn nothing_matches() -> LabelSelector {
 type BadEdit = (&'static str, fn(&mut VirtualIP), &'static str, &'static [&'static str]);
 
 const BAD_EDITS: &[BadEdit] = &[
-    ("no address", |v| v.spec.addresses = vec!["here".into()], "Invalid", &["spec.addresses[0]", "192.168.0.15/24"]),
+    (
+        "no address",
+        |v| v.spec.addresses = vec!["here".into()],
+        "Invalid",
+        &["spec.addresses[0]", "192.168.0.15/24"],
+    ),
     ("multicast", |v| v.spec.addresses = vec!["224.0.0.1/24".into()], "Invalid", &["multicast"]),
     ("no addresses", |v| v.spec.addresses.clear(), "Invalid", &["spec.addresses"]),
-    ("a node's own", |v| v.spec.addresses = vec!["192.168.0.12/24".into()], "AddressInUse", &["an address of Node n2"]),
+    (
+        "a node's own",
+        |v| v.spec.addresses = vec!["192.168.0.12/24".into()],
+        "AddressInUse",
+        &["an address of Node n2"],
+    ),
     ("service range", |v| v.spec.addresses = vec!["10.96.3.4/24".into()], "AddressInUse", &["10.96.0.0/12"]),
     ("pod network", |v| v.spec.addresses = vec!["10.244.3.4/24".into()], "AddressInUse", &["10.244.0.0/16"]),
-    ("foreign subnet", |v| v.spec.addresses = vec!["172.16.0.9/24".into()], "NoCandidate", &["172.16.0.9", "spec.interface"]),
+    (
+        "foreign subnet",
+        |v| v.spec.addresses = vec!["172.16.0.9/24".into()],
+        "NoCandidate",
+        &["172.16.0.9", "spec.interface"],
+    ),
     ("interface", |v| v.spec.interface = Some("ens99".into()), "NoCandidate", &["ens99", "eth0"]),
-    ("selector", |v| v.spec.node_selector = Some(nothing_matches()), "NoMatchingNodes", &["spec.nodeSelector", "3 Nodes"]),
-    ("priority", |v| v.spec.priorities = vec![nodenet_crds::NodePriority { node_selector: LabelSelector::default(), priority: 255 }], "Invalid", &["spec.priorities[0].priority", "1 to 254"]),
-    ("Service", |v| v.spec.services = vec![bind("nope", None, false)], "ServiceNotFound", &["spec.services[0]", "default/nope", "create it"]),
-    ("port", |v| v.spec.services = vec![bind("web", Some(vec![81]), false)], "Invalid", &["no port 81", "80"]),
-    ("node ports", |v| v.spec.services = vec![bind("plain", None, true)], "Invalid", &["default/plain", "no node ports"]),
-    ("port twice", |v| v.spec.services = vec![bind("web", None, false), bind("plain", None, false)], "Invalid", &["spec.services[1]", "default/web"]),
+    (
+        "selector",
+        |v| v.spec.node_selector = Some(nothing_matches()),
+        "NoMatchingNodes",
+        &["spec.nodeSelector", "3 Nodes"],
+    ),
+    (
+        "priority",
+        |v| {
+            v.spec.priorities =
+                vec![nodenet_crds::NodePriority { node_selector: LabelSelector::default(), priority: 255 }]
+        },
+        "Invalid",
+        &["spec.priorities[0].priority", "1 to 254"],
+    ),
+    (
+        "Service",
+        |v| v.spec.services = vec![bind("nope", None, false)],
+        "ServiceNotFound",
+        &["spec.services[0]", "default/nope", "create it"],
+    ),
+    (
+        "port",
+        |v| v.spec.services = vec![bind("web", Some(vec![81]), false)],
+        "Invalid",
+        &["no port 81", "80"],
+    ),
+    (
+        "node ports",
+        |v| v.spec.services = vec![bind("plain", None, true)],
+        "Invalid",
+        &["default/plain", "no node ports"],
+    ),
+    (
+        "port twice",
+        |v| v.spec.services = vec![bind("web", None, false), bind("plain", None, false)],
+        "Invalid",
+        &["spec.services[1]", "default/web"],
+    ),
 ];
 
 #[test]

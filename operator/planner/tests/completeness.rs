@@ -91,8 +91,7 @@ fn no_state_is_written_or_deleted_until_nodes_and_states_are_listed() {
     for kind in [Kind::Node, Kind::NodeNetState] {
         let (mut index, keys) = without(&c, kind);
         let outputs = index.plan(&keys, &at(c.now));
-        let about =
-            |o: &&Output| matches!(o, Output::PutState { .. } | Output::DeleteState { .. });
+        let about = |o: &&Output| matches!(o, Output::PutState { .. } | Output::DeleteState { .. });
         assert_eq!(outputs.iter().find(about), None, "without {kind}");
     }
 }
@@ -165,8 +164,11 @@ fn an_undecodable_service_keeps_its_plan_and_the_others_go_on_across_a_restart_t
     let mut c = published();
     let before = read(&c.slices());
     let web = ObjectRef::namespaced(Kind::Service, "default", "web");
-    let undecodable =
-        |service| Change::Undecodable { object: web.clone(), service, error: "spec.ports: not a list".into() };
+    let undecodable = |service| Change::Undecodable {
+        object: web.clone(),
+        service,
+        error: "spec.ports: not a list".into(),
+    };
     c.send(undecodable(None));
     c.settle();
     assert_eq!(c.take_writes(), Vec::new());
@@ -196,14 +198,14 @@ fn an_undecodable_endpoint_slice_freezes_its_own_service_only() {
     let web = ObjectRef::namespaced(Kind::EndpointSlice, "default", "web-a");
     for service in [Some("web".to_owned()), None] {
         let (mut index, mut keys) = without(&c, Kind::EndpointSlice);
-        for object in c.objects.values().filter(|o| o.kind() == Kind::EndpointSlice && o.object_ref() != web) {
+        for object in c.objects.values().filter(|o| o.kind() == Kind::EndpointSlice && o.object_ref() != web)
+        {
             keys.extend(index.apply(Change::Upsert(object.clone()), &now));
         }
         let error = "endpoints: not a list".to_owned();
-        keys.extend(index.apply(
-            Change::Undecodable { object: web.clone(), service: service.clone(), error },
-            &now,
-        ));
+        keys.extend(
+            index.apply(Change::Undecodable { object: web.clone(), service: service.clone(), error }, &now),
+        );
         keys.extend(index.apply(Change::Synced(Kind::EndpointSlice), &now));
         assert_eq!(index.plan(&keys, &now), Vec::new(), "service {service:?}");
         let keys = index.apply(Change::Upsert(c.objects[&web].clone()), &now);
@@ -215,8 +217,11 @@ fn an_undecodable_endpoint_slice_freezes_its_own_service_only() {
 fn an_undecodable_virtual_ip_stays_where_it_is_and_says_why_across_a_restart_too() {
     let mut c = published();
     let name = ObjectRef::cluster(Kind::VirtualIP, "web");
-    let undecodable =
-        Change::Undecodable { object: name.clone(), service: None, error: "spec.addresses: not a list".into() };
+    let undecodable = Change::Undecodable {
+        object: name.clone(),
+        service: None,
+        error: "spec.addresses: not a list".into(),
+    };
     let only_says_why = |outputs: &[Output]| {
         let mut said = false;
         for output in outputs {

@@ -91,8 +91,7 @@ fn manifests_are_planned_as_the_golden_directories_say() {
     let all = directories();
     assert!(all.len() >= 8, "golden directories are missing");
     for directory in all {
-        let objects: Vec<Object> =
-            documents(&directory.join("input.yaml")).into_iter().map(object).collect();
+        let objects: Vec<Object> = documents(&directory.join("input.yaml")).into_iter().map(object).collect();
         let mut backwards = objects.clone();
         backwards.reverse();
         let got = yaml(&render(settings(&directory), objects, &now));

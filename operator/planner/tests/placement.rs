@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use nodenet_crds::NodePriority;
 use nodenet_planner::{Kind, Output, Settings};
+use proptest::prelude::*;
 use simulation::{Cluster, s, virtual_ip};
 
 const ADDRESS: &str = "192.168.0.15/24";
@@ -344,4 +345,122 @@ fn a_virtual_ip_whose_only_candidate_is_gone_says_so_and_returns_with_it() {
     c.revive("n1");
     c.run(s(5));
     assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[derive(Clone, Debug)]
+enum Trouble {
+    Kill(u8),
+    Revive(u8),
+    Ready(u8, bool),
+    Cordon(u8, bool),
+    Interface(u8, bool),
+    Deaf(u8, bool),
+    DeleteState(u8),
+    RestartOperator,
+    StopOperator,
+    Relist,
+    Api(bool),
+    Prefer(u8),
+    Recreate,
+}
+
+fn trouble() -> impl Strategy<Value = (Trouble, u64)> {
+    let n = 1..=3_u8;
+    let what = prop_oneof![
+        3 => n.clone().prop_map(Trouble::Kill),
+        3 => n.clone().prop_map(Trouble::Revive),
+        2 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Ready(n, b)),
+        1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Cordon(n, b)),
+        1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Interface(n, b)),
+        1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Deaf(n, b)),
+        1 => n.clone().prop_map(Trouble::DeleteState),
+        2 => Just(Trouble::RestartOperator),
+        1 => Just(Trouble::StopOperator),
+        1 => Just(Trouble::Relist),
+        1 => any::<bool>().prop_map(Trouble::Api),
+        1 => n.prop_map(Trouble::Prefer),
+        1 => Just(Trouble::Recreate),
+    ];
+    // Quarters of a second that pass afterwards.
+    (what, prop_oneof![3 => 0..6_u64, 2 => 6..60_u64])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_address_is_on_two_nodes_and_in_the_end_one_holds_it(
+        troubles in prop::collection::vec(trouble(), 1..25),
+        failures in 0..30_u32,
+    ) {
+        let mut c = cluster(3);
+        let mut count = 1_u32;
+        c.fail = Box::new(move || {
+            count = count.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (count >> 16) % 100 < failures
+        });
+        c.put(virtual_ip("web", &[ADDRESS]));
+        for (trouble, quarters) in troubles {
+            let name = |n: u8| format!("n{n}");
+            match trouble {
+                Trouble::Kill(n) => c.kill(&name(n)),
+                Trouble::Revive(n) => c.revive(&name(n)),
+                Trouble::Ready(n, ready) => c.set_ready(&name(n), ready),
+                Trouble::Cordon(n, cordon) => {
+                    c.set_node(&name(n), |n| n.spec.as_mut().unwrap().unschedulable = Some(cordon));
+                }
+                Trouble::Interface(n, up) => {
+                    if c.state(&name(n)).is_some_and(|s| s.status.is_some()) {
+                        c.set_interface(&name(n), up);
+                    }
+                }
+                Trouble::Deaf(n, deaf) => c.agents.get_mut(&name(n)).unwrap().obeys = !deaf,
+                Trouble::DeleteState(n) => c.delete_named(Kind::NodeNetState, &name(n)),
+                Trouble::RestartOperator => {
+                    if c.api {
+                        c.restart_operator();
+                    }
+                }
+                Trouble::StopOperator => c.operator = false,
+                Trouble::Relist => {
+                    if c.api && c.operator {
+                        c.relist();
+                    }
+                }
+                Trouble::Api(true) => c.start_api(),
+                Trouble::Api(false) => c.stop_api(),
+                Trouble::Prefer(n) => {
+                    if let Some(mut vip) = c.find_vip("web") {
+                        vip.spec.priorities = vec![prefer(&name(n), 200)];
+                        c.put(vip);
+                    }
+                }
+                Trouble::Recreate => {
+                    c.delete_named(Kind::VirtualIP, "web");
+                    c.put(virtual_ip("web", &[ADDRESS]));
+                }
+            }
+            c.run(simulation::STEP * quarters as u32);
+        }
+        prop_assert_eq!(&c.doubles, &Vec::<String>::new());
+        c.fail = Box::new(|| false);
+        c.start_api();
+        for i in 1..=3 {
+            let name = format!("n{i}");
+            c.revive(&name);
+            c.agents.get_mut(&name).unwrap().obeys = true;
+            c.set_ready(&name, true);
+            c.set_node(&name, |n| n.spec.as_mut().unwrap().unschedulable = None);
+        }
+        c.restart_operator();
+        c.run(s(15));
+        for i in 1..=3 {
+            c.set_interface(&format!("n{i}"), true);
+        }
+        c.run(s(15));
+        let (status, _, message) = c.condition("web", "Ready");
+        prop_assert_eq!(status, "True", "{}", message);
+        prop_assert_eq!(c.has_address(ADDRESS).len(), 1);
+        prop_assert_eq!(&c.doubles, &Vec::<String>::new());
+    }
 }

@@ -284,9 +284,11 @@ fn watch_plans(c: &mut Cluster) {
         for id in had.iter() {
             assert!(plans.contains_key(id), "{id:?} has no complete plan at this moment");
         }
-        had.extend(plans.into_keys().filter(|id| {
-            objects.contains_key(&ObjectRef::namespaced(Kind::Service, &*id.0, &*id.1))
-        }));
+        had.extend(
+            plans
+                .into_keys()
+                .filter(|id| objects.contains_key(&ObjectRef::namespaced(Kind::Service, &*id.0, &*id.1))),
+        );
     }));
 }
 
@@ -350,8 +352,10 @@ fn run(steps: Vec<Step>, failures: u32) {
                 c.delete(&ObjectRef::namespaced(Kind::Service, "default", format!("svc-{i}")));
             }
             Step::Endpoints(i, e, n) => {
-                let addresses: Vec<String> =
-                    ips(i, n).into_iter().map(|a| a.replacen("10.", if e == 0 { "10." } else { "11." }, 1)).collect();
+                let addresses: Vec<String> = ips(i, n)
+                    .into_iter()
+                    .map(|a| a.replacen("10.", if e == 0 { "10." } else { "11." }, 1))
+                    .collect();
                 let name = format!("svc-{i}");
                 c.put(endpoints("default", &name, &format!("{name}-{e}"), &addresses));
             }
@@ -366,7 +370,8 @@ fn run(steps: Vec<Step>, failures: u32) {
             }
             Step::DamageSlice(i) => {
                 let Some(name) = nth(&c, i) else { continue };
-                let mut slice = c.slices().into_iter().find(|s| s.metadata.name == Some(name.clone())).unwrap().clone();
+                let mut slice =
+                    c.slices().into_iter().find(|s| s.metadata.name == Some(name.clone())).unwrap().clone();
                 slice.spec.services.pop();
                 c.invariant = None;
                 c.put(slice);
@@ -389,7 +394,9 @@ fn run(steps: Vec<Step>, failures: u32) {
     assert_eq!(read(&c.slices()), fresh(&c), "what is published equals what a fresh start publishes");
     let once: usize = c.slices().iter().flat_map(|s| &s.spec.services).filter(|p| p.part == 0).count();
     assert_eq!(once, read(&c.slices()).len(), "and each plan stands there once");
-    assert!(c.slices().iter().all(|s| !s.spec.services.is_empty() && s.metadata.deletion_timestamp.is_none()));
+    assert!(
+        c.slices().iter().all(|s| !s.spec.services.is_empty() && s.metadata.deletion_timestamp.is_none())
+    );
     c.take_writes();
     c.restart_operator();
     c.settle();

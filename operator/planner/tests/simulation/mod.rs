@@ -212,7 +212,8 @@ impl Cluster {
     }
 
     pub fn send(&mut self, change: Change) {
-        if self.operator {
+        let watched = matches!(change, Change::Upsert(_) | Change::Delete(_));
+        if self.operator && (self.api || !watched) {
             let keys = self.index.apply(change, &at(self.now));
             self.keys.extend(keys);
         }
@@ -317,6 +318,13 @@ impl Cluster {
         match self.objects.get(&ObjectRef::cluster(Kind::VirtualIP, name)) {
             Some(Object::VirtualIP(vip)) => vip,
             _ => panic!("no VirtualIP {name}"),
+        }
+    }
+
+    pub fn find_vip(&self, name: &str) -> Option<VirtualIP> {
+        match self.objects.get(&ObjectRef::cluster(Kind::VirtualIP, name)) {
+            Some(Object::VirtualIP(vip)) => Some((**vip).clone()),
+            _ => None,
         }
     }
 
