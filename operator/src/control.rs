@@ -9,7 +9,6 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use nodenet_planner::{Change, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -19,7 +18,7 @@ use crate::lanes::{Lanes, Write};
 use crate::metrics::Metrics;
 use crate::publish::{Class, Error, Publisher, target};
 use crate::queue::{Backoff, Queue};
-use crate::watch::Seen;
+use crate::watch::{Seen, Source};
 
 /// Changes taken from the channel at once.
 const BATCH: usize = 512;
@@ -82,15 +81,23 @@ impl Control {
         }
     }
 
-    /// Runs until `stop` resolves or the watches end, then waits a little for writes that are under way.
-    pub async fn run(mut self, mut changes: mpsc::Receiver<Seen>, stop: impl Future<Output = ()>) {
+    /// Runs until `stop` resolves, then waits a little for writes that are under way.
+    pub async fn run(mut self, source: Source, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
+        let mut watches = source.start();
         let mut batch = Vec::with_capacity(BATCH);
         // The election may have been won before the loop began.
         let mut role = self.leadership.is_leader().then_some(Role::Leader);
         loop {
-            if let Some(role) = role.take() {
-                self.role(&role);
+            match role.take() {
+                Some(Role::Leader) => self.lead(),
+                Some(Role::Standby { .. }) if self.leads => {
+                    // What this replica had planned is not what is published by now: the next term begins with what
+                    // another leader left, read anew.
+                    self.stand_by();
+                    watches = source.start();
+                }
+                Some(Role::Standby { .. }) | None => {}
             }
             let wake = self.wake();
             tokio::select! {
@@ -98,7 +105,7 @@ impl Control {
                 () = &mut stop => break,
                 changed = self.leadership.changed() => role = Some(changed),
                 Some(ended) = self.under_way.next() => self.ended(ended),
-                taken = changes.recv_many(&mut batch, BATCH) => {
+                taken = watches.take(&mut batch, BATCH) => {
                     if taken == 0 {
                         break;
                     }
@@ -135,21 +142,25 @@ impl Control {
         wake
     }
 
-    fn role(&mut self, role: &Role) {
-        self.leads = *role == Role::Leader;
-        self.metrics.leader(self.leads);
+    fn lead(&mut self) {
+        self.leads = true;
+        self.metrics.leader(true);
+        let at = Instant::now();
+        for key in self.index.lead(&self.now()) {
+            self.keys.add_now(key, at);
+        }
+    }
+
+    fn stand_by(&mut self) {
+        self.leads = false;
+        self.metrics.leader(false);
+        self.index = Index::new(self.index.settings().clone());
         self.keys.clear();
-        self.lanes.clear();
+        self.lanes = Lanes::default();
+        self.under_way.clear();
         self.failed.clear();
         self.complaints.clear();
-        if self.leads {
-            let now = self.now();
-            let keys = self.index.lead(&now);
-            let at = Instant::now();
-            for key in keys {
-                self.keys.add_now(key, at);
-            }
-        }
+        self.undecodable = Undecodable::default();
     }
 
     fn change(&mut self, Seen { change, at }: Seen) {
@@ -257,9 +268,6 @@ impl Control {
                     warn!("event lost: {error}");
                     return;
                 };
-                if !self.leads {
-                    return;
-                }
                 let pause = self.failed.failed(&object, Instant::now());
                 if error.class() == Class::Conflict {
                     debug!("{object} was changed by another hand; looking again in {pause:?}");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use nodenet_operator::cli::{Cleanup, Cli, Command, Render};
-use nodenet_operator::{api_server, cleanup, render, run};
+use nodenet_operator::{api_server, cleanup, publish, render, run};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("nodenet-operator: {error:#}");
+            eprintln!("nodenet-operator: {}", publish::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

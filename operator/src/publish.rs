@@ -98,7 +98,7 @@ pub fn explain(error: &kube::Error) -> String {
 }
 
 /// An error with its causes, without saying anything twice.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -53,7 +53,12 @@ pub async fn run(options: Run) -> Result<(), Error> {
     let lease = KubeLease::new(client.clone(), &options.namespace, LEASE);
     let (election, leadership) = Election::new(lease, identity.clone(), Timing::default());
     let publisher = Publisher::new(&client, &identity, &metrics);
-    let changes = watch::start(&client, &options.node_namespace, &metrics, &health);
+    let source = watch::Source {
+        client,
+        node_namespace: options.node_namespace,
+        metrics: metrics.clone(),
+        health: health.clone(),
+    };
     let control = Control::new(
         settings,
         options.debounce_ms,
@@ -66,7 +71,7 @@ pub async fn run(options: Run) -> Result<(), Error> {
     let (stop_control, control_stops) = flag::channel(false);
     let (stop_election, election_stops) = flag::channel(false);
     let election = tokio::spawn(election.run(raised(election_stops)));
-    let control = tokio::spawn(control.run(changes, raised(control_stops)));
+    let control = tokio::spawn(control.run(source, raised(control_stops)));
     let server = tokio::spawn(http::serve(listener, health, leadership, metrics));
 
     tokio::select! {

@@ -20,6 +20,7 @@ use nodenet_crds::{LABEL_SERVICE_NAME, NodeNetSlice, NodeNetState, VirtualIP};
 use nodenet_planner::{Change, Kind, Object, ObjectRef};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -44,24 +45,60 @@ pub struct Seen {
     pub at: Instant,
 }
 
-/// Starts all watches on the current runtime. They end with the receiver.
-pub fn start(
-    client: &Client,
-    node_namespace: &str,
-    metrics: &Metrics,
-    health: &Health,
-) -> mpsc::Receiver<Seen> {
-    let (sender, receiver) = mpsc::channel(1024);
-    let watch =
-        |kind| Watch { kind, sender: sender.clone(), metrics: metrics.clone(), health: health.clone() };
-    tokio::spawn(watch(Kind::Node).run::<Node>(Api::all(client.clone())));
-    tokio::spawn(watch(Kind::Service).run::<Service>(Api::all(client.clone())));
-    tokio::spawn(watch(Kind::EndpointSlice).run::<EndpointSlice>(Api::all(client.clone())));
-    tokio::spawn(watch(Kind::Lease).run::<Lease>(Api::namespaced(client.clone(), node_namespace)));
-    tokio::spawn(watch(Kind::VirtualIP).run::<VirtualIP>(Api::all(client.clone())));
-    tokio::spawn(watch(Kind::NodeNetState).run::<NodeNetState>(Api::all(client.clone())));
-    tokio::spawn(watch(Kind::NodeNetSlice).run::<NodeNetSlice>(Api::all(client.clone())));
-    receiver
+/// What the watches need.
+#[derive(Clone)]
+pub struct Source {
+    /// Reads.
+    pub client: Client,
+    /// Namespace of the agents' Leases.
+    pub node_namespace: String,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Told which kinds cannot be read.
+    pub health: Health,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("node_namespace", &self.node_namespace).finish_non_exhaustive()
+    }
+}
+
+/// Running watches; they end when it is dropped.
+#[derive(Debug)]
+pub struct Watches {
+    receiver: mpsc::Receiver<Seen>,
+    _tasks: JoinSet<()>,
+}
+
+impl Watches {
+    /// Takes up to `most` changes into `batch`; waits for the first. Returns how many: 0 only if all watches ended.
+    pub async fn take(&mut self, batch: &mut Vec<Seen>, most: usize) -> usize {
+        self.receiver.recv_many(batch, most).await
+    }
+}
+
+impl Source {
+    /// Starts all watches on the current runtime.
+    pub fn start(&self) -> Watches {
+        let (sender, receiver) = mpsc::channel(1024);
+        let client = || self.client.clone();
+        let watch = |kind| Watch {
+            kind,
+            sender: sender.clone(),
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch(Kind::Node).run::<Node>(Api::all(client())));
+        tasks.spawn(watch(Kind::Service).run::<Service>(Api::all(client())));
+        tasks.spawn(watch(Kind::EndpointSlice).run::<EndpointSlice>(Api::all(client())));
+        tasks.spawn(watch(Kind::Lease).run::<Lease>(Api::namespaced(client(), &self.node_namespace)));
+        tasks.spawn(watch(Kind::VirtualIP).run::<VirtualIP>(Api::all(client())));
+        tasks.spawn(watch(Kind::NodeNetState).run::<NodeNetState>(Api::all(client())));
+        tasks.spawn(watch(Kind::NodeNetSlice).run::<NodeNetSlice>(Api::all(client())));
+        Watches { receiver, _tasks: tasks }
+    }
 }
 
 struct Watch {

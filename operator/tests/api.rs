@@ -1,5 +1,7 @@
 //! The operator against a real API server.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 mod cluster;
 
 use std::time::Duration;
@@ -134,6 +136,39 @@ async fn a_killed_leader_is_replaced_and_a_standby_writes_nothing() {
     assert!(took < Duration::from_secs(25));
     second.settled().await;
     assert_eq!(second.writes(), 1, "only what changed\n{}", second.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_away_returns_to_what_another_left() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    services(&cluster, 5, 2).await;
+    let first = cluster.operator("a");
+    cluster.until("a leads", async || first.leads()).await;
+    let second = cluster.operator("b");
+    cluster.until("published", async || cluster.published("s4").await.is_some()).await;
+    first.settled().await;
+    second.settled().await;
+    let written = first.writes();
+    first.signal("STOP");
+    cluster.until("the other one leads", async || second.leads()).await;
+    cluster.endpoints("s1", &["10.244.9.9".into()]).await;
+    cluster
+        .until("it publishes", async || cluster.published("s1").await == Some(vec!["10.244.9.9".into()]))
+        .await;
+    second.settled().await;
+    first.signal("CONT");
+    cluster.until("the first stands by", async || !first.leads()).await;
+    let left = cluster.slices().await;
+    second.kill();
+    cluster.until("the first leads again", async || first.leads()).await;
+    first.settled().await;
+    assert_eq!(first.writes(), written, "nothing was left to do\n{}", first.log());
+    assert_eq!(cluster.slices().await, left);
+    cluster.endpoints("s2", &["10.244.9.7".into()]).await;
+    cluster
+        .until("and works", async || cluster.published("s2").await == Some(vec!["10.244.9.7".into()]))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 //! Each folder of `golden/` has an `input.yaml`, and what must come of it. `UPDATE_EXPECT=1` writes the latter anew:
 //! read the difference.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
