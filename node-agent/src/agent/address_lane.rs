@@ -133,6 +133,7 @@ pub struct AddressLane {
     healthy: bool,
     notes: Vec<String>,
     last_defence: Option<Instant>,
+    alone_probe_at: Instant,
 }
 
 impl AddressLane {
@@ -167,6 +168,7 @@ impl AddressLane {
             healthy: true,
             notes: Vec::new(),
             last_defence: None,
+            alone_probe_at: now,
         }
     }
 
@@ -230,13 +232,19 @@ impl AddressLane {
                 self.dirty = true;
                 self.disturb(Scope { links: true, routes: true, ..Scope::default() });
             }
-            Message::Heard(other) => self.heard(other, now),
+            Message::Heard(other) => {
+                let key = AddressKey { interface: other.interface, address: other.address };
+                self.heard(key, &other.mac.to_string(), now);
+            }
             Message::Probed(key, answer) => {
                 let owner = answer.unwrap_or_else(|error| {
                     // Who cannot ask must not stay silent for ever.
                     tracing::warn!("{error}");
                     None
                 });
+                if let Some(mac) = &owner {
+                    self.heard(key.clone(), mac, now);
+                }
                 self.holding.answer(&key, owner, now);
                 self.wish = true;
                 self.dirty = true;
@@ -254,14 +262,12 @@ impl AddressLane {
         self.ends.contact.ever() && self.ends.contact.age() <= self.times.contact
     }
 
-    fn heard(&mut self, other: AnotherOwner, now: Instant) {
-        let key = AddressKey { interface: other.interface, address: other.address };
+    fn heard(&mut self, key: AddressKey, mac: &str, now: Instant) {
         if !self.held.contains(&key) {
             return;
         }
-        let mac = other.mac.to_string();
         let contact = self.in_contact();
-        if let Some(name) = self.holding.heard(&key, &mac, contact) {
+        if let Some(name) = self.holding.heard(&key, mac, contact) {
             let note = format!(
                 "another host ({mac}) answers for {} on {} while no API server is in reach: the virtual IP is given up here",
                 key.address, key.interface
@@ -269,7 +275,7 @@ impl AddressLane {
             self.notice(true, reason::ADDRESS_TAKEN, "Yield", note, Some(name.clone()));
             self.give_up(&name);
         } else if contact {
-            self.rivals.insert(key.clone(), (mac, now));
+            self.rivals.insert(key.clone(), (mac.to_owned(), now));
             // The operator says that it is ours: the others on the link shall know, but not in a war of frames.
             if self.last_defence.is_none_or(|last| now >= last + Duration::from_secs(1)) {
                 self.last_defence = Some(now);
@@ -300,11 +306,17 @@ impl AddressLane {
         let now = Instant::now();
         self.contact_since = if self.in_contact() { self.contact_since.or(Some(now)) } else { None };
         self.rivals.retain(|_, (_, heard)| now < *heard + Duration::from_secs(30));
-        for key in self.holding.probes(self.contact_since, now) {
+        let mut asked = self.holding.probes(self.contact_since, now);
+        if self.contact_since.is_none() && now >= self.alone_probe_at && self.state.is_some() {
+            // Nobody tells this node any more that another one has taken over: it asks.
+            self.alone_probe_at = now + self.times.holding.settled;
+            asked.extend(self.held.iter().cloned());
+        }
+        for key in asked {
             let own = self.ends.own.clone();
-            let asked = key.clone();
+            let about = key.clone();
             // The lane may have stopped before the answer.
-            let answer = Box::new(move |found| drop(own.send(Message::Probed(asked, found))));
+            let answer = Box::new(move |found| drop(own.send(Message::Probed(about, found))));
             self.wire.probe(&key, self.times.holding.probe, answer);
         }
         let retry = self.retry_at.is_some_and(|at| at <= now);

@@ -288,7 +288,10 @@ fn sink(
     move |update| {
         {
             let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
-            arrived.any = Some(Instant::now());
+            // The start of a list says nothing: each attempt begins with it.
+            if matches!(update, Update::State(..) | Update::Slice(_)) {
+                arrived.any = Some(Instant::now());
+            }
             match &update {
                 Update::State(..) => arrived.state = true,
                 Update::Slice(slice) if !complete.load(Ordering::Acquire) => {
@@ -402,7 +405,7 @@ async fn keep_lease(
                     metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
                     match error {
                         // It answered: it is in reach, whatever it says.
-                        LeaseError::Api { source, .. } if matches!(**source, kube::Error::Api(_)) => {
+                        LeaseError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code < 500) => {
                             contact.beat();
                         }
                         LeaseError::Timeout { .. } => servers.give_up(),

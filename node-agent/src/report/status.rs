@@ -42,7 +42,9 @@ pub fn compose(
     }
     let held = addresses.virtual_ips.iter().filter(|v| v.state == VirtualIPState::Active).count();
     let mut status = NodeNetStateStatus {
-        observed_generation: generation,
+        // The operator gives an address to another node once this one has confirmed that it let go: that must not wait
+        // for services. What the conditions speak of, they say themselves.
+        observed_generation: addresses.generation,
         slice_revision: services.slice_revision,
         agent_version: Some(VERSION.to_owned()),
         summary: NodeSummary {
@@ -254,10 +256,11 @@ mod tests {
     }
 
     #[test]
-    fn a_status_speaks_of_the_older_of_both_lanes() {
+    fn addresses_are_confirmed_before_services_are_done() {
         let (addresses, mut services) = all_ready();
-        services.generation = None;
+        services.generation = Some(1);
         let status = compose(&Default::default(), &addresses, &services, &Default::default(), &at(1));
-        assert_eq!(status.observed_generation, None);
+        assert_eq!(status.observed_generation, Some(2));
+        assert!(status.conditions.iter().all(|c| c.observed_generation == Some(1)));
     }
 }

@@ -1,0 +1,441 @@
+//! The whole agent, on a kernel in memory and an API server in memory. Tests wait for conditions.
+
+#[path = "runtime/api.rs"]
+mod api;
+#[path = "runtime/node.rs"]
+mod node;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::Api;
+use node::{NODE, Node, slice, spec, until};
+use nodenet_agent::agent::journal::SERVICES;
+use nodenet_agent::kernel::fake::FakeKernel;
+use nodenet_agent::kernel::{Committed, Kernel, KernelError};
+use nodenet_agent::state::{NodeState, Operation, Scope, Transaction, VirtualServerKey};
+
+const VIP: &str = "192.168.0.15";
+
+async fn synced(api: &Api, node: &Node, servers: usize) {
+    until("virtual servers", || node.servers() == servers).await;
+    until("Ready", || api.condition("Ready")["status"] == "True").await;
+}
+
+fn vip(api: &Api) -> serde_json::Value {
+    api.status()["virtualIPs"][0].clone()
+}
+
+#[tokio::test]
+async fn from_the_api_to_the_kernel_and_back() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 7, &["10.244.1.1", "10.244.1.2"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    until("the address", || node.has(VIP)).await;
+    until("announcements", || node.links.announced() == 2).await;
+    until("status of the VIP", || vip(&api)["state"] == "Active").await;
+    assert_eq!(vip(&api)["addresses"][0]["role"], "Secondary");
+    assert_eq!(vip(&api)["addresses"][0]["interface"], "eth0");
+    until("the revision", || api.status()["sliceRevision"] == 7).await;
+    assert_eq!(api.status()["summary"]["virtualServers"], "2/2");
+    assert_eq!(api.status()["summary"]["virtualIPs"], "1/1");
+    assert_eq!(api.status()["observedGeneration"], 1);
+    assert_eq!(api.status()["interfaces"][0]["addresses"][0], "192.168.0.11/24");
+    until("an Event", || api.event_reasons().contains(&"VirtualIPActive".to_owned())).await;
+    until("the Lease of a candidate", || {
+        api.leases().last().is_some_and(|l| l["spec"]["leaseDurationSeconds"] == 8)
+    })
+    .await;
+    agent.stop().await;
+    assert_eq!(api.leases().last().unwrap()["spec"]["leaseDurationSeconds"], 32);
+    assert!(node.has(VIP) && node.servers() == 2, "the data plane outlives the agent");
+    let lifetime =
+        node.kernel.state().addresses.iter().find(|(k, _)| k.address.to_string() == VIP).unwrap().1.lifetime;
+    assert_eq!(lifetime, Some(30), "time for the successor");
+}
+
+#[tokio::test]
+async fn one_endpoint_is_one_message_for_each_virtual_server() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    for n in 1..=20 {
+        api.put("nodenetslices", &format!("s{n}"), 1, slice(n, 1, &["10.244.1.1"]));
+    }
+    let agent = node.start(&api).await;
+    synced(&api, &node, 40).await;
+    until("quiet", || api.status()["summary"]["virtualServers"] == "40/40").await;
+    node.kernel.take_log();
+    let before = node.kernel.counters();
+    api.put("nodenetslices", "s5", 2, slice(5, 2, &["10.244.1.1", "10.244.1.2"]));
+    until("the endpoint", || {
+        node.kernel.state().virtual_servers.values().filter(|v| v.real_servers.len() == 2).count() == 2
+    })
+    .await;
+    until("the revision", || api.status()["sliceRevision"] == 2).await;
+    let after = node.kernel.counters();
+    let log = node.kernel.take_log();
+    assert!(log.iter().all(|o| matches!(o, Operation::AddRealServer(..))), "{log:?}");
+    assert_eq!(after.messages - before.messages, 2, "one for the ClusterIP, one for the node port");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_writes_nothing_but_lifetimes() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    until("the address", || node.has(VIP)).await;
+    // As `kill -9`: nothing is said, nothing is stored at the end.
+    agent.task.abort();
+    node.links.inner.lock().unwrap().inbox = None;
+    until("the end", || agent.task.is_finished()).await;
+    node.kernel.take_log();
+    let writes = api.status_writes();
+    let announced = node.links.announced();
+    let again = node.start(&api).await;
+    until("the successor's status", || api.status_writes() > writes || node.servers() == 2).await;
+    until("a renewal", || again.metrics.fence_renewals.get() > 1).await;
+    let log = node.kernel.take_log();
+    assert!(!log.is_empty() && log.iter().all(|o| matches!(o, Operation::SetAddress(..))), "{log:?}");
+    assert_eq!(node.links.announced(), announced, "what is held is not taken again");
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_cold_start_without_api_uses_the_copy_and_removes_nothing() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    agent.stop().await;
+
+    // The node boots: its kernel is new, its disk is not. An earlier agent left a route of ours that nobody wants.
+    api.set_down(true);
+    let booted = Node { kernel: Node::new().kernel, ..node };
+    std::fs::remove_dir_all(booted.path().join("run")).unwrap();
+    let stale = nodenet_agent::state::LocalRoute {
+        range: "172.20.0.0/16".parse().unwrap(),
+        interface: "nodenet0".into(),
+    };
+    booted.kernel.put_route(stale.clone());
+    let agent = booted.start(&api).await;
+    until("virtual servers from the copy", || booted.servers() == 2).await;
+    until("the address, after a probe", || booted.has(VIP)).await;
+    assert!(!booted.links.inner.lock().unwrap().probed.is_empty());
+    assert!(booted.kernel.state().routes.contains(&stale), "nothing is removed for the copy's sake");
+    api.set_down(false);
+    until("the API server's list prunes", || !booted.kernel.state().routes.contains(&stale)).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cold_start_takes_no_address_that_another_host_has() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let agent = node.start(&api).await;
+    until("the address", || node.has(VIP)).await;
+    agent.stop().await;
+    api.set_down(true);
+    let booted = Node { kernel: Node::new().kernel, ..node };
+    booted.links.inner.lock().unwrap().owner = Some("02:00:00:00:00:09".into());
+    let agent = booted.start(&api).await;
+    until("two probes", || booted.links.inner.lock().unwrap().probed.len() > 1).await;
+    assert!(!booted.has(VIP));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_slice_that_is_gone_takes_its_services_along_and_a_lost_api_does_not() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    api.put("nodenetslices", "s2", 1, slice(2, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 4).await;
+    api.set_down(true);
+    api.put("nodenetslices", "s3", 1, slice(3, 1, &["10.244.1.1"]));
+    api.set_down(false);
+    until("what was missed", || node.servers() == 6).await;
+    api.delete("nodenetslices", "s1");
+    until("the Service goes", || node.servers() == 4).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn one_undecodable_slice_stops_nothing_and_is_named() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    api.put("nodenetslices", "s1", 2, serde_json::json!({"revision": "not a number"}));
+    api.put("nodenetslices", "s2", 1, slice(2, 2, &["10.244.1.1"]));
+    until("the next slice", || node.servers() == 4).await;
+    until("the failure is listed", || {
+        api.status()["failures"]
+            .as_array()
+            .is_some_and(|f| f.iter().any(|f| f["object"] == "NodeNetSlice s1"))
+    })
+    .await;
+    agent.stop().await;
+
+    // After a restart its last good content comes from the copy on disk.
+    let booted = Node { kernel: Node::new().kernel, ..node };
+    let agent = booted.start(&api).await;
+    until("all Services", || booted.servers() == 4).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_another_hand_removes_is_put_back_and_reported() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let agent = node.start(&api).await;
+    until("the address", || node.has(VIP)).await;
+    until("it is reported", || vip(&api)["state"] == "Active").await;
+    let announced = node.links.announced();
+    assert!(node.kernel.remove_address("eth0", VIP.parse().unwrap()));
+    until("it is back", || node.has(VIP)).await;
+    until("it is announced again", || node.links.announced() > announced).await;
+    until("an Event", || api.event_reasons().contains(&"DriftRepaired".to_owned())).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_virtual_server_that_another_hand_removes_is_put_back_at_the_verify_period() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let mut config = node.config();
+    config.services.verify = Duration::from_millis(200);
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    synced(&api, &node, 2).await;
+    let key = *node.kernel.state().virtual_servers.keys().next().unwrap();
+    node.kernel.remove_virtual_server(&key);
+    until("it is back", || node.servers() == 2).await;
+    until("an Event", || api.event_reasons().contains(&"DriftRepaired".to_owned())).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn node_ports_follow_addresses_of_another_hand() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    node.kernel.add_address("eth0", "192.168.0.77/24");
+    until("a virtual server for it", || node.servers() == 3).await;
+    node.kernel.remove_address("eth0", "192.168.0.77".parse().unwrap());
+    until("it goes", || node.servers() == 2).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn backup_removes_the_address_and_says_so() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let agent = node.start(&api).await;
+    until("Active", || vip(&api)["state"] == "Active").await;
+    api.put("nodenetstates", NODE, 2, spec("Backup"));
+    until("Backup is reported", || vip(&api)["state"] == "Backup").await;
+    assert!(!node.has(VIP), "the report comes after the deed");
+    assert_eq!(api.status()["observedGeneration"], 2);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn another_owner_is_yielded_to_only_without_api() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let mut config = node.config();
+    config.addresses.contact = Duration::from_millis(2500);
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    until("Active", || vip(&api)["state"] == "Active").await;
+    until("it is listened for", || !node.links.inner.lock().unwrap().watched.is_empty()).await;
+    until("the Lease", || !api.leases().is_empty()).await;
+    let announced = node.links.announced();
+    node.links.claim("eth0", VIP);
+    until("it is defended", || node.links.announced() > announced).await;
+    until("it is reported", || api.condition("AddressesReady")["reason"] == "AddressTaken").await;
+    assert!(node.has(VIP));
+
+    api.set_down(true);
+    until("it yields", || {
+        node.links.claim("eth0", VIP);
+        !node.has(VIP)
+    })
+    .await;
+    // The API server is back and says nothing new; the other host is gone.
+    api.set_down(false);
+    until("the fault is reported", || vip(&api)["state"] == "Fault").await;
+    until("it is taken again", || node.has(VIP)).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_link_without_carrier_is_a_fault_with_words_and_comes_back() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let agent = node.start(&api).await;
+    until("Active", || vip(&api)["state"] == "Active").await;
+    node.kernel.set_link("eth0", false);
+    until("the fault", || vip(&api)["state"] == "Fault").await;
+    assert!(vip(&api)["message"].as_str().unwrap().contains("eth0 is down"), "{}", vip(&api));
+    assert_eq!(api.condition("AddressesReady")["reason"], "InterfaceMissing");
+    assert!(!node.has(VIP));
+    node.kernel.set_link("eth0", true);
+    until("it is back", || vip(&api)["state"] == "Active" && node.has(VIP)).await;
+    assert!(!node.links.inner.lock().unwrap().probed.is_empty(), "a probe came first");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_failover_does_not_wait_for_services() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    for n in 1..=100 {
+        api.put("nodenetslices", &format!("s{n}"), 1, slice(n, 1, &["10.244.1.1"]));
+    }
+    // The services' kernel is so slow that its first synchronisation takes minutes.
+    let slow = FakeKernel::new();
+    slow.add_link("eth0", "");
+    slow.set_latency(Duration::from_millis(500));
+    let agent =
+        node.start_with(&api, node.config(), Box::new(node.kernel.clone()), Box::new(slow.clone())).await;
+    until("services are on their way", || slow.counters().messages > 0).await;
+    api.put("nodenetstates", NODE, 2, spec("Active"));
+    until("the address", || node.has(VIP)).await;
+    until("it is reported", || vip(&api)["state"] == "Active").await;
+    assert!(slow.state().virtual_servers.len() < 200, "services were done before: the test shows nothing");
+    agent.task.abort();
+}
+
+/// Looks into the journal before each commit.
+struct Spy {
+    kernel: FakeKernel,
+    journal: std::path::PathBuf,
+    unclaimed: Arc<Mutex<Vec<Operation>>>,
+}
+
+impl Kernel for Spy {
+    fn observe(&mut self, scope: &Scope) -> Result<NodeState, KernelError> {
+        self.kernel.observe(scope)
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Committed {
+        let text = std::fs::read(&self.journal).unwrap_or_default();
+        let journal: nodenet_agent::diff::Journal = serde_json::from_slice(&text).unwrap_or_default();
+        for operation in transaction.operations() {
+            if let Operation::AddVirtualServer(key @ VirtualServerKey::Address(..), _) = operation
+                && !journal.owns_virtual_server(key)
+            {
+                self.unclaimed.lock().unwrap().push(operation.clone());
+            }
+        }
+        self.kernel.commit(transaction)
+    }
+}
+
+#[tokio::test]
+async fn the_journal_is_written_before_the_commit() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let unclaimed = Arc::new(Mutex::new(Vec::new()));
+    let spy = Spy {
+        kernel: node.kernel.clone(),
+        journal: node.path().join("run").join(SERVICES),
+        unclaimed: unclaimed.clone(),
+    };
+    let agent = node.start_with(&api, node.config(), Box::new(node.kernel.clone()), Box::new(spy)).await;
+    synced(&api, &node, 2).await;
+    api.put("nodenetslices", "s2", 1, slice(2, 2, &["10.244.1.1"]));
+    until("the second", || node.servers() == 4).await;
+    assert_eq!(*unclaimed.lock().unwrap(), []);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_state_folder_that_cannot_be_written_is_reported_and_stops_nothing() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    std::fs::write(node.path().join("state"), b"a file where the folder should be").unwrap();
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    until("the failure is listed", || {
+        api.status()["failures"].as_array().is_some_and(|f| {
+            f.iter().any(|f| f["object"].as_str().unwrap_or_default().contains("copy of the desired state"))
+        })
+    })
+    .await;
+    agent.stop().await;
+}
+
+/// A kernel that hangs when told to.
+struct Stuck {
+    kernel: FakeKernel,
+    stuck: Arc<Mutex<()>>,
+}
+
+impl Kernel for Stuck {
+    fn observe(&mut self, scope: &Scope) -> Result<NodeState, KernelError> {
+        let _free = self.stuck.lock();
+        self.kernel.observe(scope)
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Committed {
+        let _free = self.stuck.lock();
+        self.kernel.commit(transaction)
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_address_lane_stops_the_lease() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let stuck = Arc::new(Mutex::new(()));
+    let kernel = Stuck { kernel: node.kernel.clone(), stuck: stuck.clone() };
+    let agent = node.start_with(&api, node.config(), Box::new(kernel), Box::new(node.kernel.clone())).await;
+    until("Leases", || api.leases().len() > 1).await;
+    let hold = Arc::new(std::sync::Barrier::new(2));
+    let held = hold.clone();
+    let thread = std::thread::spawn(move || {
+        let _stuck = stuck.lock();
+        held.wait();
+    });
+    let mut last = (api.leases().len(), std::time::Instant::now());
+    until("no renewal for longer than two periods", || {
+        let now = api.leases().len();
+        if now != last.0 {
+            last = (now, std::time::Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(5)
+    })
+    .await;
+    let before = api.leases().len();
+    hold.wait();
+    until("renewals go on", || api.leases().len() > before).await;
+    thread.join().unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_agent_is_refused() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    let agent = node.start(&api).await;
+    until("the first runs", || node.path().join("run/agent.lock").exists()).await;
+    let second = node.start(&api).await;
+    let error = second.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("another nodenet-agent works on this node"), "{error}");
+    agent.stop().await;
+}
