@@ -95,6 +95,14 @@ impl Channel {
         Self { netns: netns.into(), console: "/dev/null".into() }
     }
 
+    /// Asks whether the guest serves.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn ping(&self) -> Result<(), LabError> {
+        self.done(&Request::Ping)
+    }
+
     /// Runs a program and hands each piece of its output to `each` as it comes; returns the exit code.
     ///
     /// # Errors

@@ -120,6 +120,14 @@ impl Lab {
     /// # Errors
     /// When the chart is not installed or the program does not start.
     pub fn start_agent(&self, nodenet: &Nodenet, node: &str) -> Result<Started, LabError> {
+        self.place(node).spawn(self.prepare_agent(nodenet, node)?, &agent_log(node))
+    }
+
+    /// Puts what the agent of a node needs in its place and says how it is started.
+    ///
+    /// # Errors
+    /// When the chart is not installed.
+    pub fn prepare_agent(&self, nodenet: &Nodenet, node: &str) -> Result<Exec, LabError> {
         let pod = format!("nodenet-agent-{node}");
         let workload = Workload::read(self.cluster(), "daemonset", NAMESPACE, "nodenet-agent", &pod, node)?;
         let text =
@@ -137,7 +145,7 @@ impl Lab {
         let mut exec = Exec::new(argv);
         // The chart mounts the node's settings elsewhere for want of privileges; here they are in place.
         exec.env = workload.env.into_iter().filter(|(name, _)| name != "NODENET_SYSCTL_ROOT").collect();
-        place.spawn(exec, &agent_log(node))
+        Ok(exec)
     }
 
     /// Starts the agent of a node on the host, in the lab's network namespace, with its fake kernel: the

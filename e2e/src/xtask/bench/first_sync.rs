@@ -1,5 +1,6 @@
 //! How long an empty node takes to have everything.
 
+use super::Bench;
 use super::load::Load;
 use super::peers::Peer;
 use crate::lab::Lab;
@@ -14,6 +15,16 @@ use std::time::{Duration, Instant};
 /// kube-proxy's first sync of 2,000 Services takes minutes in the guest.
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// A first sync.
+pub(super) struct FirstSync {
+    /// The program, which goes on.
+    pub(super) started: Started,
+    /// From its start to the look that saw everything.
+    pub(super) took: Duration,
+    /// Between that look and the one before it.
+    pub(super) resolution: Duration,
+}
+
 /// Starts the operator and waits until the slices hold every Service.
 pub(super) fn publish(lab: &Lab, nodenet: &Nodenet, load: &Load) -> anyhow::Result<(Process, Duration)> {
     let begin = Instant::now();
@@ -21,16 +32,17 @@ pub(super) fn publish(lab: &Lab, nodenet: &Nodenet, load: &Load) -> anyhow::Resu
     wait_for("the slices of all Services", Duration::from_secs(120), operator.log(), || {
         let arguments =
             ["get", "nnslice", "-o", "jsonpath={range .items[*].spec.services[*]}{.name}{\"\\n\"}{end}"];
-        let published =
-            lab.cluster().kubectl(&arguments)?.lines().filter(|name| name.starts_with("service-")).count();
+        let published = lab.cluster().kubectl(&arguments)?;
+        let published = published.lines().filter(|name| name.starts_with("service-")).count();
         Ok((published >= load.services).then_some(()))
     })?;
     Ok((operator, begin.elapsed()))
 }
 
-/// Starts the program and waits until its node's table is complete.
-pub(super) fn measure(lab: &Lab, load: &Load, peer: &dyn Peer) -> anyhow::Result<(Started, Duration)> {
-    let (servers, destinations) = load.counts();
+/// Starts the program and waits until its node's table is complete. The host's clock measures both ends; the
+/// watcher in the guest says when.
+pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSync> {
+    let (servers, destinations) = bench.plan.load.counts();
     let argv = [
         lab_tool()?.display().to_string(),
         "await-counts".into(),
@@ -40,26 +52,28 @@ pub(super) fn measure(lab: &Lab, load: &Load, peer: &dyn Peer) -> anyhow::Result
         destinations.to_string(),
     ];
     let exec = Exec::new(argv).within(peer.node());
-    let channel = lab.guest().channel().clone();
-    let (tell, ready) = mpsc::channel();
+    let channel = bench.lab.guest().channel().clone();
+    let program = peer.prepare(&bench.lab)?;
+    let log = format!("{}.log", peer.node());
+    let (tell, heard) = mpsc::channel();
     let watcher = std::thread::spawn(move || {
-        let mut last = String::new();
-        let code = channel.stream(exec, |event| {
+        channel.stream(exec, |event| {
             if let Event::Out { text } = event {
-                if text.starts_with("ready") {
-                    let _ = tell.send(());
+                for line in text.lines() {
+                    let _ = tell.send((line.to_owned(), Instant::now()));
                 }
-                last.push_str(text);
             }
-        });
-        (code, last, Instant::now())
+        })
     });
-    ready.recv().context("the watcher of the IPVS table does not start")?;
+    heard.recv().context("the watcher of the IPVS table does not start")?;
     let begin = Instant::now();
-    let started = peer.start(lab)?;
-    let (code, last, end) = watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?;
-    if code? != 0 {
-        bail!("{} did not finish its first sync within {} s: {last}", peer.name(), PATIENCE.as_secs());
-    }
-    Ok((started, end - begin))
+    let started = bench.lab.place(peer.node()).spawn(program, &log)?;
+    let (line, end) = heard.recv().context("the watcher of the IPVS table went away")?;
+    watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
+    let words: Vec<&str> = line.split(' ').collect();
+    let &["seen", _, _, gap] = words.as_slice() else {
+        let name = peer.name();
+        bail!("{name} did not finish its first sync within {} s: {line}", PATIENCE.as_secs());
+    };
+    Ok(FirstSync { started, took: end - begin, resolution: Duration::from_millis(gap.parse()?) })
 }

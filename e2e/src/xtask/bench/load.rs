@@ -2,6 +2,7 @@
 
 use crate::lab::api::Api;
 use crate::lab::cluster::Cluster;
+use anyhow::bail;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -32,10 +33,10 @@ impl Load {
             let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
                 "addressType": "IPv4", "ports": [{"name": "", "port": TARGET, "protocol": "TCP"}],
-                "endpoints": self.slice_endpoints(number, 0)});
+                "endpoints": self.slice_endpoints(number, self.endpoints)});
             endpoints.push((slices_path(), slice));
             let legacy = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name},
-                "subsets": self.subsets(number, 0)});
+                "subsets": self.subsets(number, self.endpoints)});
             endpoints.push((format!("{core}/endpoints"), legacy));
         }
         api.create(&services)?;
@@ -43,17 +44,24 @@ impl Load {
         Ok(())
     }
 
-    /// Gives the last endpoint of a Service another address: `turn` says which.
-    pub(super) fn change(&self, api: &Api, number: usize, turn: usize, legacy: bool) -> anyhow::Result<()> {
+    /// Gives a Service one endpoint more, or takes that one away again.
+    pub(super) fn change(&self, api: &Api, number: usize, added: bool, legacy: bool) -> anyhow::Result<()> {
         let name = name(number);
+        let count = self.endpoints + usize::from(added);
         if legacy {
             let path = format!("/api/v1/namespaces/{NAMESPACE}/endpoints/{name}");
-            api.merge(&path, &json!({"subsets": self.subsets(number, turn)}))?;
+            api.merge(&path, &json!({"subsets": self.subsets(number, count)}))?;
         } else {
             let path = format!("{}/{name}", slices_path());
-            api.merge(&path, &json!({"endpoints": self.slice_endpoints(number, turn)}))?;
+            api.merge(&path, &json!({"endpoints": self.slice_endpoints(number, count)}))?;
         }
         Ok(())
+    }
+
+    /// The Service of a change: they are spread over all.
+    pub(super) fn service_to_change(&self, change: usize) -> usize {
+        // A prime, so that few repeat.
+        change * 97 % self.services
     }
 
     /// Where a Service answers.
@@ -61,9 +69,9 @@ impl Load {
         SocketAddr::new(cluster_ip(number).into(), PORT)
     }
 
-    /// The real server that [`Load::change`] brings.
-    pub(super) fn changed(&self, number: usize, turn: usize) -> SocketAddr {
-        SocketAddr::new(self.address(number, self.endpoints - 1, turn).into(), TARGET)
+    /// The real server that [`Load::change`] brings and takes.
+    pub(super) fn added(&self, number: usize) -> SocketAddr {
+        SocketAddr::new(self.address(number, self.endpoints).into(), TARGET)
     }
 
     /// Virtual servers and real servers in the kernel when all is there; `kubernetes` comes on top.
@@ -71,30 +79,44 @@ impl Load {
         (self.services, self.services * self.endpoints)
     }
 
-    fn slice_endpoints(&self, number: usize, turn: usize) -> Vec<Value> {
-        (0..self.endpoints)
+    fn slice_endpoints(&self, number: usize, count: usize) -> Vec<Value> {
+        (0..count)
             .map(|endpoint| {
-                json!({"addresses": [self.address(number, endpoint, turn).to_string()],
+                json!({"addresses": [self.address(number, endpoint).to_string()],
                        "conditions": {"ready": true, "serving": true, "terminating": false}})
             })
             .collect()
     }
 
-    fn subsets(&self, number: usize, turn: usize) -> Value {
-        let addresses: Vec<Value> = (0..self.endpoints)
-            .map(|endpoint| json!({"ip": self.address(number, endpoint, turn).to_string()}))
-            .collect();
+    fn subsets(&self, number: usize, count: usize) -> Value {
+        let addresses: Vec<Value> =
+            (0..count).map(|endpoint| json!({"ip": self.address(number, endpoint).to_string()})).collect();
         json!([{"addresses": addresses, "ports": [{"port": TARGET, "protocol": "TCP"}]}])
     }
 
-    /// Pods live in 10.64.0.0/10; the last endpoint of a Service moves on with each turn.
-    fn address(&self, number: usize, endpoint: usize, turn: usize) -> Ipv4Addr {
-        let base = u32::from(Ipv4Addr::new(10, 64, 0, 0));
-        let index = number * self.endpoints + endpoint;
-        let moved = if endpoint + 1 == self.endpoints { turn << 18 } else { 0 };
-        Ipv4Addr::from(base + 1 + u32::try_from(index + moved).unwrap_or(0))
+    /// Pods live in 10.64.0.0/10, a Service's side by side, with room for one more each.
+    fn address(&self, number: usize, endpoint: usize) -> Ipv4Addr {
+        let index = number * (self.endpoints + 1) + endpoint;
+        Ipv4Addr::from(POD_NETWORK + 1 + u32::try_from(index).unwrap_or(0))
+    }
+
+    /// Refuses what the address ranges have no room for.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.services == 0 || self.services > MAX_SERVICES {
+            bail!("between 1 and {MAX_SERVICES} Services");
+        }
+        if self.endpoints == 0 || self.services * (self.endpoints + 1) > POD_NETWORK_SIZE {
+            bail!("between 1 and {} endpoints", POD_NETWORK_SIZE / self.services - 1);
+        }
+        Ok(())
     }
 }
+
+/// 10.64.0.0/10, without the topology's ranges.
+const POD_NETWORK: u32 = 0x0a40_0000;
+const POD_NETWORK_SIZE: usize = 1 << 22;
+/// From [`cluster_ip`]'s first address to the end of the lab's range.
+const MAX_SERVICES: usize = 39_000;
 
 fn name(number: usize) -> String {
     format!("service-{number:05}")

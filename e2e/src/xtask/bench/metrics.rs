@@ -2,10 +2,6 @@
 
 use crate::lab::Lab;
 use crate::lab::nodenet::HOST_AGENT_PORT;
-use crate::lab::traffic::Place;
-
-/// Where an agent tells its metrics.
-pub(super) const AGENT: &str = "http://127.0.0.1:10356/metrics";
 
 /// What the agent on the host has done.
 pub(super) struct Programmed {
@@ -15,34 +11,46 @@ pub(super) struct Programmed {
     pub(super) servers: f64,
 }
 
-/// Messages that an agent has sent to its kernel.
-pub(super) fn kernel_messages(place: &Place, url: &str) -> Option<f64> {
-    sum(&place.run(&["curl", "-s", "--max-time", "10", url]).ok()?, "nodenet_agent_kernel_messages_total")
-}
-
 /// What the agent on the host tells; `None` while it does not answer.
-pub(super) fn programmed_on_host(lab: &Lab) -> Option<Programmed> {
+pub(super) fn of_host_agent(lab: &Lab) -> Option<Programmed> {
     let text = lab.site().http_get(HOST_AGENT_PORT, "/metrics").ok()?;
     Some(Programmed {
         messages: sum(&text, "nodenet_agent_kernel_messages_total").unwrap_or(0.0),
-        servers: sum(&text, "nodenet_agent_virtual_servers").unwrap_or(0.0),
+        servers: sum(&text, "nodenet_agent_virtual_servers{state=\"programmed\"}").unwrap_or(0.0),
     })
 }
 
-/// Writes of NodeNetSlices that the API server has taken.
-pub(super) fn slice_writes(lab: &Lab) -> anyhow::Result<f64> {
+/// Writes of nodenet's objects that the API server has taken.
+pub(super) struct Writes {
+    /// What the operator plans: slices, and the spec of node states.
+    pub(super) planned: f64,
+    /// These, and status.
+    pub(super) all: f64,
+}
+
+/// Reads them from the API server's metrics. Leases and Events are not in it.
+pub(super) fn writes(lab: &Lab) -> anyhow::Result<Writes> {
     let text = lab.cluster().kubectl(&["get", "--raw", "/metrics"])?;
-    let writes = text.lines().filter(|line| {
+    let ours = |line: &&str| {
         line.starts_with("apiserver_request_total{")
-            && line.contains("resource=\"nodenetslices\"")
+            && line.contains("group=\"nodenet.dev\"")
+            && line.contains("code=\"2")
             && ["POST", "PUT", "PATCH", "DELETE", "APPLY"]
                 .iter()
                 .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-    });
-    Ok(writes.filter_map(value).sum())
+    };
+    let (mut planned, mut all) = (0.0, 0.0);
+    for line in text.lines().filter(ours) {
+        let count = value(line).unwrap_or(0.0);
+        all += count;
+        if line.contains("subresource=\"\"") {
+            planned += count;
+        }
+    }
+    Ok(Writes { planned, all })
 }
 
-/// The sum of a metric over its labels.
+/// The sum of a metric over those of its labels that are not named.
 fn sum(text: &str, name: &str) -> Option<f64> {
     let mut values = text
         .lines()
@@ -65,6 +73,7 @@ mod tests {
     fn a_metric_is_summed_over_its_labels_and_not_mixed_with_longer_names() {
         let text = "a_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_total_more 7\n";
         assert_eq!(sum(text, "a_total"), Some(5.0));
+        assert_eq!(sum(text, "a_total{x=\"2\"}"), Some(3.0));
         assert_eq!(sum(text, "b_total"), None);
     }
 }

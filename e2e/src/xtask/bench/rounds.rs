@@ -1,0 +1,110 @@
+//! One turn of one of the two: on a node of its own, from its start until nothing of it runs.
+
+use super::figures::Figures;
+use super::peers::Peer;
+use super::{Bench, change, cost, first_sync, metrics};
+use crate::lab::guest::Started;
+use crate::lab::progress::step;
+use crate::lab::traffic::Place;
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+/// kube-proxy goes on for a while after the table is complete.
+const REST: Duration = Duration::from_secs(600);
+/// Changes in the counted round: they differ little from each other.
+const COUNTED_CHANGES: usize = 6;
+
+/// A turn with nothing but the watcher beside the program.
+pub(super) fn timed(
+    bench: &Bench,
+    peer: &dyn Peer,
+    changes: usize,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let place = bench.lab.place(peer.node());
+    let programs = cost::programs(&bench.lab)?;
+    let what = format!("{}: first sync on {}", peer.name(), peer.node());
+    let first = step(&what, || first_sync::measure(bench, peer))?;
+    figures.first_sync_seconds.push(first.took.as_secs_f64());
+    figures.first_sync_resolution_seconds.push(first.resolution.as_secs_f64());
+    let started = first.started;
+    let spent = cost::processor_millis(&place, started.id())?;
+    figures.first_sync_processor_seconds.push(spent / 1000.0);
+    step(&format!("{}: until it rests", peer.name()), || cost::rest(&place, started.id(), REST))?;
+    let programs = cost::since(cost::programs(&bench.lab)?, &programs);
+    figures.first_sync_programs.push(programs.values().sum());
+    let names: Vec<String> = programs.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    figures.first_sync_programs_by_name = names.join(", ");
+    figures.resident_mebibytes.push(cost::memory(&place, started.id())?.0);
+
+    let what = format!("{}: {changes} changes of one endpoint", peer.name());
+    step(&what, || {
+        for number in 0..changes {
+            cost::rest(&place, started.id(), REST)?;
+            let change = change::measure(bench, peer, number)?;
+            let samples = if change.added {
+                &mut figures.endpoint_added_millis
+            } else {
+                &mut figures.endpoint_removed_millis
+            };
+            samples.push(change.millis);
+        }
+        anyhow::Ok(())
+    })?;
+    figures.peak_resident_mebibytes.push(cost::memory(&place, started.id())?.1);
+    change::restore(bench, peer, changes)?;
+    end(&place, &started)
+}
+
+/// A turn with a tap on the node's netlink, untimed.
+pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> anyhow::Result<()> {
+    let place = bench.lab.place(peer.node());
+    let tap = cost::Tap::start(&place)?;
+    let writes = metrics::writes(&bench.lab)?;
+    let what = format!("{}: counting a first sync on {}", peer.name(), peer.node());
+    let started = step(&what, || {
+        let first = first_sync::measure(bench, peer)?;
+        cost::rest(&place, first.started.id(), REST)?;
+        anyhow::Ok(first.started)
+    })?;
+    let requests = tap.read()?;
+    figures.first_sync_messages.push(requests.messages);
+    figures.first_sync_changing_messages.push(requests.changes);
+    figures.first_sync_sends.push(requests.sends);
+    if peer.writes() {
+        figures.first_sync_api_writes.push(metrics::writes(&bench.lab)?.all - writes.all);
+    }
+    let what = format!("{}: counting {COUNTED_CHANGES} changes of one endpoint", peer.name());
+    step(&what, || {
+        for number in 0..COUNTED_CHANGES {
+            cost::rest(&place, started.id(), REST)?;
+            let before = tap.read()?;
+            let writes = metrics::writes(&bench.lab)?;
+            let spent = cost::processor_millis(&place, started.id())?;
+            let programs = cost::programs(&bench.lab)?;
+            let change = change::measure(bench, peer, number)?;
+            cost::rest(&place, started.id(), REST)?;
+            figures.change_processor_millis.push(cost::processor_millis(&place, started.id())? - spent);
+            let after = tap.read()?;
+            // The watcher only asks.
+            figures.change_messages.push(after.messages - before.messages - change.asked);
+            figures.change_changing_messages.push(after.changes - before.changes);
+            figures.change_programs.push(cost::since(cost::programs(&bench.lab)?, &programs).values().sum());
+            if peer.writes() {
+                figures.change_api_writes.push(metrics::writes(&bench.lab)?.planned - writes.planned);
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    change::restore(bench, peer, COUNTED_CHANGES)?;
+    tap.stop()?;
+    end(&place, &started)
+}
+
+/// Ends the program and empties the table: the kernel walks all of them, of all nodes, every two seconds.
+fn end(place: &Place, started: &Started) -> anyhow::Result<()> {
+    started.signal(Signal::SIGKILL)?;
+    started.wait(Duration::from_secs(10))?;
+    place.run(&["ipvsadm", "-C"])?;
+    Ok(())
+}
