@@ -347,6 +347,39 @@ fn a_virtual_ip_whose_only_candidate_is_gone_says_so_and_returns_with_it() {
     assert_eq!(c.condition("web", "Ready").0, "True");
 }
 
+#[test]
+fn an_agent_that_has_not_reported_yet_may_have_what_it_was_told_to_take() {
+    let mut c = cluster(2);
+    c.agents.get_mut("n1").unwrap().reports = false;
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(3));
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    c.agents.get_mut("n1").unwrap().obeys = false;
+    c.set_ready("n1", false);
+    c.run(s(20));
+    assert_eq!(c.active("web"), Vec::<String>::new());
+    let agent = c.agents.get_mut("n1").unwrap();
+    (agent.obeys, agent.reports) = (true, true);
+    c.run(s(1));
+    assert_eq!(c.has_address(ADDRESS), ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_node_whose_state_was_deleted_under_its_living_agent_is_waited_for() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(3));
+    c.agents.get_mut("n1").unwrap().obeys = false;
+    c.delete_named(Kind::Node, "n1");
+    c.delete_named(Kind::NodeNetState, "n1");
+    c.run(s(30));
+    assert_eq!((c.has_address(ADDRESS), c.active("web")), (vec!["n1".to_owned()], Vec::new()));
+    c.kill("n1");
+    c.run_until(s(12), |c| c.has_address(ADDRESS) == ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
 #[derive(Clone, Debug)]
 enum Trouble {
     Kill(u8),
@@ -355,6 +388,7 @@ enum Trouble {
     Cordon(u8, bool),
     Interface(u8, bool),
     Deaf(u8, bool),
+    Mute(u8, bool),
     DeleteState(u8),
     RestartOperator,
     StopOperator,
@@ -373,6 +407,7 @@ fn trouble() -> impl Strategy<Value = (Trouble, u64)> {
         1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Cordon(n, b)),
         1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Interface(n, b)),
         1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Deaf(n, b)),
+        1 => (n.clone(), any::<bool>()).prop_map(|(n, b)| Trouble::Mute(n, b)),
         1 => n.clone().prop_map(Trouble::DeleteState),
         2 => Just(Trouble::RestartOperator),
         1 => Just(Trouble::StopOperator),
@@ -415,6 +450,7 @@ proptest! {
                     }
                 }
                 Trouble::Deaf(n, deaf) => c.agents.get_mut(&name(n)).unwrap().obeys = !deaf,
+                Trouble::Mute(n, mute) => c.agents.get_mut(&name(n)).unwrap().reports = !mute,
                 Trouble::DeleteState(n) => c.delete_named(Kind::NodeNetState, &name(n)),
                 Trouble::RestartOperator => {
                     if c.api {
@@ -448,7 +484,8 @@ proptest! {
         for i in 1..=3 {
             let name = format!("n{i}");
             c.revive(&name);
-            c.agents.get_mut(&name).unwrap().obeys = true;
+            let agent = c.agents.get_mut(&name).unwrap();
+            (agent.obeys, agent.reports) = (true, true);
             c.set_ready(&name, true);
             c.set_node(&name, |n| n.spec.as_mut().unwrap().unschedulable = None);
         }

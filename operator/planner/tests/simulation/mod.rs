@@ -44,6 +44,8 @@ pub struct Agent {
     pub connected: bool,
     /// It acts on its NodeNetState.
     pub obeys: bool,
+    /// It reports what it has.
+    pub reports: bool,
     spec: Option<NodeNetState>,
     /// Address -> when it runs out.
     kernel: BTreeMap<String, Duration>,
@@ -298,6 +300,7 @@ impl Cluster {
                 alive: true,
                 connected: true,
                 obeys: true,
+                reports: true,
                 spec: None,
                 kernel: BTreeMap::new(),
                 renewed: s(0),
@@ -544,48 +547,50 @@ impl Cluster {
         if refresh {
             agent.refreshed = now;
         }
-        let status = agent.spec.as_ref().filter(|_| online && agent.obeys).map(|read| NodeNetStateStatus {
-            observed_generation: read.metadata.generation,
-            slice_revision: Some(i64::MAX >> 8),
-            interfaces: state.as_ref().and_then(|s| s.status.as_ref()).map_or_else(
-                || {
-                    let node = ObjectRef::cluster(Kind::Node, name);
-                    let ip = match self.objects.get(&node) {
-                        Some(Object::Node(n)) => n.status.as_ref().and_then(|s| s.addresses.clone()),
-                        _ => None,
-                    };
-                    let ip = ip.unwrap_or_default();
-                    vec![InterfaceOnNode {
-                        name: "eth0".to_owned(),
-                        up: true,
-                        addresses: ip.iter().map(|a| format!("{}/24", a.address)).collect(),
-                    }]
-                },
-                |s| s.interfaces.clone(),
-            ),
-            virtual_ips: spec
-                .virtual_ips
-                .iter()
-                .map(|v| VirtualIPOnNode {
-                    name: v.name.clone(),
-                    state: match v.state {
-                        AssignedState::Active => VirtualIPState::Active,
-                        AssignedState::Backup => VirtualIPState::Backup,
+        let status = agent.spec.as_ref().filter(|_| online && agent.obeys && agent.reports).map(|read| {
+            NodeNetStateStatus {
+                observed_generation: read.metadata.generation,
+                slice_revision: Some(i64::MAX >> 8),
+                interfaces: state.as_ref().and_then(|s| s.status.as_ref()).map_or_else(
+                    || {
+                        let node = ObjectRef::cluster(Kind::Node, name);
+                        let ip = match self.objects.get(&node) {
+                            Some(Object::Node(n)) => n.status.as_ref().and_then(|s| s.addresses.clone()),
+                            _ => None,
+                        };
+                        let ip = ip.unwrap_or_default();
+                        vec![InterfaceOnNode {
+                            name: "eth0".to_owned(),
+                            up: true,
+                            addresses: ip.iter().map(|a| format!("{}/24", a.address)).collect(),
+                        }]
                     },
-                    message: None,
-                    addresses: v
-                        .addresses
-                        .iter()
-                        .filter(|_| v.state == AssignedState::Active)
-                        .map(|a| AddressOnNode {
-                            address: a.clone(),
-                            interface: "eth0".to_owned(),
-                            role: None,
-                        })
-                        .collect(),
-                })
-                .collect(),
-            ..Default::default()
+                    |s| s.interfaces.clone(),
+                ),
+                virtual_ips: spec
+                    .virtual_ips
+                    .iter()
+                    .map(|v| VirtualIPOnNode {
+                        name: v.name.clone(),
+                        state: match v.state {
+                            AssignedState::Active => VirtualIPState::Active,
+                            AssignedState::Backup => VirtualIPState::Backup,
+                        },
+                        message: None,
+                        addresses: v
+                            .addresses
+                            .iter()
+                            .filter(|_| v.state == AssignedState::Active)
+                            .map(|a| AddressOnNode {
+                                address: a.clone(),
+                                interface: "eth0".to_owned(),
+                                role: None,
+                            })
+                            .collect(),
+                    })
+                    .collect(),
+                ..Default::default()
+            }
         });
         if let Some(lease) = lease {
             self.put(lease);
