@@ -251,6 +251,18 @@ async fn backup_removes_the_address_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_spec_that_changes_nothing_for_services_is_confirmed_by_them_too() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    api.put("nodenetstates", NODE, 2, spec("Active"));
+    until("Ready speaks of it", || api.condition("Ready")["observedGeneration"] == 2).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn another_owner_is_yielded_to_only_without_api() {
     let (api, node) = (Api::start().await, Node::new());
     api.put("nodenetstates", NODE, 1, spec("Active"));

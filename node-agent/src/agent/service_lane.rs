@@ -91,6 +91,8 @@ pub struct ServiceLane {
     slice_revision: Option<i64>,
     first_done: bool,
     verified: u32,
+    /// Something is to be said although nothing was to be done.
+    unpublished: bool,
 }
 
 impl ServiceLane {
@@ -130,6 +132,7 @@ impl ServiceLane {
             slice_revision: None,
             first_done: false,
             verified: 0,
+            unpublished: false,
         }
     }
 
@@ -177,7 +180,13 @@ impl ServiceLane {
                 if matches!(update, Update::Slice(_) | Update::SliceGone(_)) {
                     self.arrived.push(arrived);
                 }
-                self.update(update)
+                let before = self.resolver.prune();
+                let mut scope = self.update(update);
+                if self.resolver.prune() != before {
+                    // More may be removed than before, wherever it is.
+                    scope.merge(Scope::all(self.resolver.desired()));
+                }
+                scope
             }
             Message::Observed(state) => {
                 self.addresses_seen = true;
@@ -195,6 +204,7 @@ impl ServiceLane {
             Update::State(state, origin) => {
                 self.spec_seen = true;
                 self.generation = state.metadata.generation;
+                self.unpublished = true;
                 self.resolver.put_spec(&state.spec, origin)
             }
             // Absent is not empty: the last state stays in force.
@@ -267,6 +277,8 @@ impl ServiceLane {
             super::memory::trim();
             self.verify_at = Instant::now() + jitter(self.times.verify, 0.2);
             self.publish();
+        } else if self.unpublished {
+            self.publish();
         }
     }
 
@@ -331,6 +343,7 @@ impl ServiceLane {
     }
 
     fn publish(&mut self) {
+        self.unpublished = false;
         let desired = self.resolver.desired().virtual_servers.len();
         let (failed, outstanding) = self.failures.servers();
         let servers = Progress {

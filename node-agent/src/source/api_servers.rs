@@ -251,7 +251,7 @@ impl HttpBody for Severable {
         if self.severed.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(Box::new(std::io::Error::new(
                 std::io::ErrorKind::ConnectionAborted,
-                "the API server was given up for another one",
+                "the API server does not answer",
             )))));
         }
         Poll::Pending
