@@ -95,7 +95,7 @@ pub struct Run {
     #[arg(long, value_name = "NAME", env = "NODENET_IDENTITY")]
     pub identity: Option<String>,
     /// Where /livez, /readyz, /healthz and /metrics are served
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9970")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10357")]
     pub http_address: SocketAddr,
     /// What is logged: error, warn, info, debug, or filters as `info,nodenet_operator::election=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", env = "RUST_LOG")]

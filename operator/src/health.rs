@@ -59,16 +59,21 @@ impl Health {
         state.incomplete = incomplete;
     }
 
-    /// `kind` cannot be read.
-    pub fn unreadable(&self, kind: Kind, why: &str) {
+    /// `kind` cannot be read. Returns whether that is news: the details of one trouble change with every attempt, so
+    /// only what stands before the first colon is compared.
+    pub fn unreadable(&self, kind: Kind, why: &str) -> bool {
+        let head = |text: &str| text.split(": ").next().map(str::to_owned);
         let mut state = self.state();
-        let since = state.unreadable.get(&kind).map_or_else(Instant::now, |(since, _)| *since);
+        let known = state.unreadable.get(&kind);
+        let news = known.is_none_or(|(_, before)| head(before) != head(why));
+        let since = known.map_or_else(Instant::now, |(since, _)| *since);
         state.unreadable.insert(kind, (since, why.to_owned()));
+        news
     }
 
-    /// `kind` is read.
-    pub fn readable(&self, kind: Kind) {
-        self.state().unreadable.remove(&kind);
+    /// `kind` is read. Returns whether that is news.
+    pub fn readable(&self, kind: Kind) -> bool {
+        self.state().unreadable.remove(&kind).is_some()
     }
 
     /// Whether the process must be started anew.

@@ -264,7 +264,7 @@ impl Publisher {
             namespace => namespace,
         };
         let now = Timestamp::now();
-        let body = ApiEvent {
+        let mut body = ApiEvent {
             metadata: ObjectMeta {
                 // As client-go names them: unique by time.
                 name: Some(format!("{}.{:x}", event.regarding.name, now.as_nanosecond())),
@@ -282,7 +282,18 @@ impl Publisher {
             ..ApiEvent::default()
         };
         let api: Api<ApiEvent> = Api::namespaced(self.client.clone(), namespace);
-        api.create(&PostParams::default(), &body).await.map(|_| None)
+        let result = api.create(&PostParams::default(), &body).await;
+        if let Err(kube::Error::Api(status)) = &result
+            && status.code == 422
+            && event.regarding.namespace.is_empty()
+            && let Some(regarding) = &mut body.regarding
+        {
+            // API servers of 1.20 want the event's namespace here, though the object has none. Later ones do not, and
+            // `kubectl describe` finds the event only without.
+            regarding.namespace = Some(namespace.to_owned());
+            return api.create(&PostParams::default(), &body).await.map(|_| None);
+        }
+        result.map(|_| None)
     }
 }
 

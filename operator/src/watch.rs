@@ -21,7 +21,7 @@ use nodenet_planner::{Change, Kind, Object, ObjectRef};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use crate::health::Health;
@@ -31,8 +31,12 @@ use crate::metrics::Metrics;
 const WATCH_SECONDS: u32 = 45;
 /// Objects of a page when a kind is listed.
 const PAGE: u32 = 500;
-/// First and longest pause after a watch failed.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// First pause after a watch failed.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause where no API server answers: when one is back, nobody should wait.
+const PAUSE_AWAY: Duration = Duration::from_secs(2);
+/// Longest pause where it answers and refuses.
+const PAUSE_REFUSED: Duration = Duration::from_secs(10);
 /// A watch that says nothing for this long after a failure has recovered: a failing one says so sooner.
 const RECOVERED: Duration = Duration::from_secs(4);
 
@@ -118,24 +122,22 @@ impl Watch {
         K::DynamicType: Default + Eq + std::hash::Hash + Clone,
         Object: From<K>,
     {
-        let mut pause = PAUSE.0;
-        let mut complaint = None;
-        while let Ok(error) = self.until_it_breaks(&api, &mut pause, &mut complaint).await {
+        let mut pause = PAUSE;
+        while let Ok(error) = self.until_it_breaks(&api, &mut pause).await {
             self.metrics.watch_restarted(self.kind);
             // That the server's history is too short is ordinary: the list follows.
             if !matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
                 let text = explain(&error);
-                self.health.unreadable(self.kind, &text);
-                if complaint.as_ref() != Some(&text) {
+                if self.health.unreadable(self.kind, &text) {
                     warn!("{} cannot be read: {text}", self.kind);
-                    complaint = Some(text);
                 }
             }
             if self.send(Change::Lost(self.kind)).await.is_err() {
                 return;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            let longest = if answered(&error) { PAUSE_REFUSED } else { PAUSE_AWAY };
+            sleep(pause.min(longest)).await;
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -145,7 +147,6 @@ impl Watch {
         &self,
         api: &Api<DeserializeGuard<K>>,
         pause: &mut Duration,
-        complaint: &mut Option<String>,
     ) -> Result<watcher::Error, Ended>
     where
         K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
@@ -154,32 +155,30 @@ impl Watch {
     {
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let mut stream = pin!(watcher(api.clone(), config));
-        let mut listed = false;
+        // Once the list is complete: when this counts as recovered from an earlier failure.
+        let mut recovery: Option<Instant> = None;
         loop {
-            let event = if complaint.is_some() && listed {
-                match timeout(RECOVERED, stream.next()).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        *complaint = None;
-                        *pause = PAUSE.0;
-                        self.health.readable(self.kind);
-                        info!("{} can be read again", self.kind);
-                        continue;
+            let event = match recovery {
+                Some(at) => match timeout_at(at, stream.next()).await {
+                    Ok(event) if Instant::now() < at => event,
+                    other => {
+                        recovery = None;
+                        *pause = PAUSE;
+                        if self.health.readable(self.kind) {
+                            info!("{} can be read again", self.kind);
+                        }
+                        let Ok(event) = other else { continue };
+                        event
                     }
-                }
-            } else {
-                stream.next().await
+                },
+                None => stream.next().await,
             };
             match event {
                 None => return Err(Ended),
                 Some(Err(error)) => return Ok(error),
                 Some(Ok(event)) => {
                     if matches!(event, Event::InitDone) {
-                        listed = true;
-                        if complaint.is_none() {
-                            *pause = PAUSE.0;
-                            self.health.readable(self.kind);
-                        }
+                        recovery = Some(Instant::now() + RECOVERED);
                     }
                     self.send(self.change(event)).await?;
                 }
@@ -223,6 +222,16 @@ impl Watch {
 
     async fn send(&self, change: Change) -> Result<(), Ended> {
         self.sender.send(Seen { change, at: Instant::now() }).await.map_err(|_| Ended)
+    }
+}
+
+/// Whether the API server answered.
+fn answered(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(e)
+        | watcher::Error::WatchStartFailed(e)
+        | watcher::Error::WatchFailed(e) => matches!(e, kube::Error::Api(_)),
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
 }
 

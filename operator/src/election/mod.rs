@@ -66,7 +66,7 @@ pub enum StoreError {
     #[error("the Lease was changed by another hand")]
     Conflict,
     /// The request failed.
-    #[error("{operation} Lease {name}: {source}")]
+    #[error("{operation} Lease {name}: {}", crate::publish::explain(.source))]
     Request {
         /// `get`, `create` or `replace`.
         operation: &'static str,
@@ -221,7 +221,11 @@ impl<S: LeaseStore> Election<S> {
             // The next attempt reads again; whoever won is seen then.
             Err(StoreError::Conflict) => debug!("another candidate wrote the Lease first"),
             Err(error) => {
-                let text = error.to_string();
+                // The details of one trouble change with every attempt.
+                let text = match error {
+                    StoreError::Timeout(_) => "no answer from the API server".to_owned(),
+                    error => error.to_string(),
+                };
                 if self.complained.as_ref() != Some(&text) {
                     warn!("leader election: {text}");
                     self.complained = Some(text);

@@ -150,7 +150,7 @@ async fn a_history_too_short_leads_to_a_new_list_and_deletes_nothing_before_its_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_cannot_be_read_is_tried_at_a_bounded_pace() {
+async fn a_kind_that_is_refused_is_tried_at_a_bounded_pace() {
     let (client, asked) = client((0..1000).map(|_| Answer::Status(403, "Forbidden")).collect());
     let (sender, mut receiver) = mpsc::channel(100);
     let (metrics, health) = (Metrics::new(), Health::new());
