@@ -3,6 +3,7 @@
 use super::report::{Area, Outcome, Report};
 use crate::lab::nodenet::workspace;
 use crate::lab::process::{attempt, last_lines};
+use crate::lab::progress::step;
 use std::process::Command;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ const IMPURE: &[&str] = &["tokio", "kube-client", "hyper"];
 
 /// Runs formatter and linter and looks at generated files and the crates' borders.
 pub(super) fn run(report: &mut Report) {
-    cargo(report, "cargo fmt", &["fmt", "--all", "--check"]);
+    cargo(report, "cargo fmt", &["fmt", "--all", "--check", "--", "--color=never"]);
     cargo(
         report,
         "cargo clippy",
@@ -40,8 +41,9 @@ pub(super) fn run(report: &mut Report) {
 
 fn cargo(report: &mut Report, name: &str, arguments: &[&str]) {
     let begin = Instant::now();
-    println!("   {name}");
-    let outcome = match attempt(Command::new("cargo").args(arguments).current_dir(workspace()), "") {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(workspace());
+    let outcome = match step(name, || attempt(&mut command, "")) {
         Ok(output) if output.status.success() => Outcome::Passed,
         Ok(output) => {
             let text = [output.stdout, output.stderr].concat();

@@ -31,6 +31,8 @@ pub(super) struct Parser<'a> {
     outputs: BTreeMap<String, String>,
     section: Option<String>,
     announced: usize,
+    /// A test whose verdict did not stand in its line.
+    pending: Option<String>,
 }
 
 impl<'a> Parser<'a> {
@@ -45,6 +47,7 @@ impl<'a> Parser<'a> {
             outputs: BTreeMap::new(),
             section: None,
             announced: 0,
+            pending: None,
         }
     }
 
@@ -59,22 +62,32 @@ impl<'a> Parser<'a> {
             text.push_str(line);
             text.push('\n');
         } else if let Some((test, word)) =
-            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+            line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
         {
-            let now = Instant::now();
             let test = test.strip_suffix(" - should panic").unwrap_or(test);
-            self.verdicts.push(Verdict { test: test.into(), word: word.into(), took: now - self.last });
-            self.last = now;
-            if self.serial {
-                println!(
-                    "   {word} {} ({:.1} s)",
-                    test,
-                    self.verdicts.last().map_or(0.0, |v| v.took.as_secs_f64())
-                );
+            if is_verdict(word) {
+                self.verdict(test, word);
+            } else {
+                // A child of the test has printed between the test's name and its verdict.
+                self.pending = Some(test.to_owned());
             }
+        } else if is_verdict(line)
+            && let Some(test) = self.pending.take()
+        {
+            self.verdict(&test, line);
         } else if let Some(rest) = line.strip_prefix("running ") {
             self.announced = rest.split(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
         }
+    }
+
+    fn verdict(&mut self, test: &str, word: &str) {
+        let now = Instant::now();
+        let took = now - self.last;
+        self.last = now;
+        if self.serial {
+            println!("   {word} {test} ({:.1} s)", took.as_secs_f64());
+        }
+        self.verdicts.push(Verdict { test: test.into(), word: word.into(), took });
     }
 
     /// Puts the results into the report. A program that ended early, or not at all well although no test
@@ -117,6 +130,10 @@ impl<'a> Parser<'a> {
             );
         }
     }
+}
+
+fn is_verdict(word: &str) -> bool {
+    word == "ok" || word == "FAILED" || word.starts_with("ignored")
 }
 
 /// A test's name in the report.
@@ -176,6 +193,12 @@ mod tests {
         assert_eq!(entries[0]["reason"], "no IPVS here");
         assert!(entries[2]["reason"].as_str().unwrap().contains("thread panicked"));
         assert_eq!(code, 1);
+    }
+
+    #[test]
+    fn what_children_print_between_name_and_verdict_does_no_harm() {
+        let (entries, code) = parse("running 1 test\ntest a ... noise\nmore noise\nok\n", true);
+        assert_eq!((entries.len(), &entries[0]["result"], code), (1, &"passed".into(), 0));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::demo;
 use crate::lab::guest::Guest;
 use crate::lab::nodenet::workspace;
 use crate::lab::prerequisites;
+use crate::lab::progress::step;
 use crate::lab::protocol::{Event, Exec};
 use crate::lab::site::Site;
 use anyhow::Context;
@@ -21,7 +22,7 @@ use report::{Area, Outcome, Report};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs formatter, linter, unit, golden and property tests, the chart's, the kernel's and the lab's, and the
 /// demo.
@@ -90,7 +91,7 @@ pub fn run(arguments: &TestArguments) -> anyhow::Result<i32> {
                     _ => "unit, golden and property tests",
                 });
                 match part {
-                    Part::Kernel => in_guest(&programs, &mut report)?,
+                    Part::Kernel => in_guests(&programs, &mut report)?,
                     _ => on_host(&programs, part, &mut report)?,
                 }
             }
@@ -118,8 +119,10 @@ fn build(report: &mut Report) -> anyhow::Result<Option<Vec<Program>>> {
         .args(["test", "--workspace", "--no-run", "--quiet", "--message-format=json-render-diagnostics"])
         .current_dir(workspace())
         .stderr(Stdio::inherit());
-    let binaries_built = binaries.status().context("start cargo")?.success();
-    let tests = tests.output().context("start cargo")?;
+    let (binaries_built, tests) = step("cargo build, cargo test --no-run", || {
+        let binaries_built = binaries.status().context("start cargo")?.success();
+        anyhow::Ok((binaries_built, tests.output().context("start cargo")?))
+    })?;
     if !binaries_built || !tests.status.success() {
         report.add(
             "build",
@@ -184,43 +187,35 @@ fn on_host(programs: &[&Program], part: Part, report: &mut Report) -> anyhow::Re
 /// How long one test program may run, in seconds.
 const TIMEOUT: &str = "1500";
 
-/// Runs test programs as root in one guest kernel.
-fn in_guest(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {
-    if programs.is_empty() {
-        return Ok(());
-    }
-    let booted = prerequisites::guest().and_then(|()| {
-        let site = Site::create()?;
-        let guest = Guest::boot(&site, 1024)?;
-        Ok((guest, site))
-    });
-    let (guest, _site) = match booted {
-        Ok(booted) => booted,
-        Err(error) => {
-            for program in programs {
+/// Runs test programs as root, each in a guest kernel of its own.
+fn in_guests(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {
+    for program in programs {
+        match prerequisites::guest() {
+            Ok(()) => in_guest(program, report),
+            Err(error) => {
                 for test in libtest::list(&program.path)? {
                     let outcome = Outcome::Skipped(error.to_string());
-                    report.add(
-                        &libtest::full_name(program, &test),
-                        libtest::area(program, &test),
-                        outcome,
-                        Default::default(),
-                    );
+                    let area = libtest::area(program, &test);
+                    report.add(&libtest::full_name(program, &test), area, outcome, Duration::ZERO);
                 }
             }
-            return Ok(());
         }
-    };
-    for program in programs {
-        let mut exec =
-            Exec::new(["timeout", "--kill-after=10", TIMEOUT, &program.path.display().to_string()]);
-        exec.argv.extend(["--show-output".into(), "--test-threads=1".into()]);
-        let folder = workspace().join(folder(&program.package));
-        exec.cwd = Some(folder.display().to_string());
-        let exec = exec.env("CARGO_MANIFEST_DIR", &folder.display().to_string()).env("RUST_BACKTRACE", "0");
-        let mut parser = Parser::new(program, true);
-        let mut rest = String::new();
-        let code = guest.channel().stream(exec, |event| match event {
+    }
+    Ok(())
+}
+
+/// A guest that does not boot or dies is a failure of the program's tests.
+fn in_guest(program: &Program, report: &mut Report) {
+    let mut exec = Exec::new(["timeout", "--kill-after=10", TIMEOUT, &program.path.display().to_string()]);
+    exec.argv.extend(["--show-output".into(), "--test-threads=1".into()]);
+    let folder = workspace().join(folder(&program.package));
+    exec.cwd = Some(folder.display().to_string());
+    let exec = exec.env("CARGO_MANIFEST_DIR", &folder.display().to_string());
+    let mut parser = Parser::new(program, true);
+    let mut rest = String::new();
+    let ran = Site::create().and_then(|site| {
+        let guest = Guest::boot(&site, 1024)?;
+        guest.channel().stream(exec, |event| match event {
             Event::Out { text } => {
                 rest.push_str(text);
                 while let Some(end) = rest.find('\n') {
@@ -230,10 +225,12 @@ fn in_guest(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {
             }
             Event::Err { text } => eprint!("{text}"),
             _ => {}
-        })?;
-        parser.finish(&format!("exit code {code}"), code == 0, report);
+        })
+    });
+    match ran {
+        Ok(code) => parser.finish(&format!("exit code {code}"), code == 0, report),
+        Err(error) => parser.finish(&error.to_string(), false, report),
     }
-    Ok(())
 }
 
 /// A package's folder: tests find their golden files from there.
