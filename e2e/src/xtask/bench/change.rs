@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(400);
 
 /// One change that has reached the kernel.
 pub(super) struct Change {
@@ -53,7 +53,8 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer, number: usize) -> anyhow::
     heard.recv_timeout(PATIENCE).context("the watcher of the IPVS table does not start")?;
     load.change(&bench.api, service, added, peer.legacy())?;
     let answered = Instant::now();
-    let (line, seen) = heard.recv_timeout(PATIENCE * 2).context("the watcher went away")?;
+    let (line, seen) =
+        heard.recv_timeout(PATIENCE + Duration::from_secs(30)).context("the watcher went away")?;
     watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
     let Some(asked) = line.strip_prefix("seen ") else {
         let server = load.server(service);

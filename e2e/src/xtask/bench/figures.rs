@@ -25,7 +25,7 @@ impl Samples {
         let sorted = self.sorted();
         let middle = sorted.len() / 2;
         let upper = *sorted.get(middle)?;
-        Some(if sorted.len() % 2 == 0 { (sorted[middle - 1] + upper) / 2.0 } else { upper })
+        Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
     }
 
     pub(super) fn least(&self) -> Option<f64> {
@@ -58,7 +58,9 @@ impl Serialize for Samples {
 pub(super) struct Figures {
     /// From the start of the process to the last real server in the kernel.
     pub(super) first_sync_seconds: Samples,
-    /// How exact each of these is: the time between the last two looks.
+    /// From the start of the process until the set of service addresses is full too.
+    pub(super) complete_seconds: Samples,
+    /// How exact each first sync is: the time between the last two looks.
     pub(super) first_sync_resolution_seconds: Samples,
     /// Processor time of the program and of those it has started.
     pub(super) first_sync_processor_seconds: Samples,

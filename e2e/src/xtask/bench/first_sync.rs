@@ -23,6 +23,25 @@ pub(super) struct FirstSync {
     pub(super) took: Duration,
     /// Between that look and the one before it.
     pub(super) resolution: Duration,
+    begin: Instant,
+}
+
+impl FirstSync {
+    /// Waits until the set of service addresses is full too; returns the time from the start. Looks four times
+    /// a second: this takes long where each entry is a program of its own.
+    pub(super) fn complete(&self, bench: &Bench, peer: &dyn Peer) -> anyhow::Result<Duration> {
+        let place = bench.lab.place(peer.node());
+        let entries = "Number of entries: ";
+        while self.begin.elapsed() < PATIENCE {
+            let listing = place.attempt(&["ipset", "list", "-terse", peer.cluster_ip_set()])?.stdout;
+            let count = listing.lines().find_map(|line| line.strip_prefix(entries)?.parse().ok());
+            if count.is_some_and(|count: usize| count >= bench.plan.load.services) {
+                return Ok(self.begin.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        bail!("{} did not fill {} within {} s", peer.name(), peer.cluster_ip_set(), PATIENCE.as_secs())
+    }
 }
 
 /// Starts the operator and waits until the slices hold every Service.
@@ -75,5 +94,5 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSyn
         let name = peer.name();
         bail!("{name} did not finish its first sync within {} s: {line}", PATIENCE.as_secs());
     };
-    Ok(FirstSync { started, took: end - begin, resolution: Duration::from_millis(gap.parse()?) })
+    Ok(FirstSync { started, took: end - begin, resolution: Duration::from_millis(gap.parse()?), begin })
 }

@@ -29,11 +29,12 @@ use anyhow::{Context, bail};
 use figures::{Figures, Report};
 use load::Load;
 use peers::{Agent, KubeProxy, Peer};
+use std::path::{Path, PathBuf};
 
 /// Measures first sync, the change of one endpoint, memory, kernel messages and API writes.
 #[derive(Debug, clap::Args)]
 pub struct BenchArguments {
-    /// Services (2000, or 200 with --quick).
+    /// Services (2000, or 100 with --quick).
     #[arg(long)]
     services: Option<usize>,
     /// Endpoints of each Service.
@@ -42,13 +43,16 @@ pub struct BenchArguments {
     /// Rounds that are timed, alternating between the two (3, or 1 with --quick).
     #[arg(long)]
     rounds: Option<usize>,
-    /// Changes of one endpoint, of each of the two, over all rounds.
+    /// Changes of one endpoint (an eighth of them for kube-proxy, which needs a minute for one).
     #[arg(long, default_value_t = 24)]
     changes: usize,
     /// Measures one of the two.
     #[arg(long)]
     only: Option<Only>,
-    /// A tenth of the Services in one round: minutes instead of a quarter of an hour.
+    /// Measures the operator and the agent in this folder instead of building them.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Few Services in one round: two minutes instead of a quarter of an hour.
     #[arg(long)]
     quick: bool,
 }
@@ -69,7 +73,7 @@ struct Plan {
     rounds: usize,
     changes: usize,
     nodenet: Option<Nodenet>,
-    kube_proxy: Option<std::path::PathBuf>,
+    kube_proxy: Option<PathBuf>,
 }
 
 /// A running lab with the load in it.
@@ -107,7 +111,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<i32> {
 
 impl Plan {
     fn new(arguments: &BenchArguments) -> anyhow::Result<Self> {
-        let (services, rounds) = if arguments.quick { (200, 1) } else { (2000, 3) };
+        let (services, rounds) = if arguments.quick { (100, 1) } else { (2000, 3) };
         let load = Load { services: arguments.services.unwrap_or(services), endpoints: arguments.endpoints };
         let (rounds, changes) = (arguments.rounds.unwrap_or(rounds), arguments.changes);
         load.check()?;
@@ -117,7 +121,7 @@ impl Plan {
         cargo::build_lab_tool()?;
         let nodenet = match arguments.only {
             Some(Only::KubeProxy) => None,
-            _ => Some(release_build()?),
+            _ => Some(programs(arguments.programs.as_deref())?),
         };
         let kube_proxy = match arguments.only {
             Some(Only::Ours) => None,
@@ -130,14 +134,19 @@ impl Plan {
 /// The network of the nodes has room for so many of them.
 const MAX_ROUNDS: usize = 20;
 
-fn release_build() -> anyhow::Result<Nodenet> {
-    step("building operator and agent (release)", || {
-        cargo::build_release(&["nodenet-operator", "nodenet-agent"])
-    })?;
-    let release = workspace().join("target/release");
+fn programs(folder: Option<&Path>) -> anyhow::Result<Nodenet> {
+    let folder = match folder {
+        Some(folder) => folder.to_owned(),
+        None => {
+            step("building operator and agent (release)", || {
+                cargo::build_release(&["nodenet-operator", "nodenet-agent"])
+            })?;
+            workspace().join("target/release")
+        }
+    };
     Ok(Nodenet {
-        operator: release.join("nodenet-operator"),
-        agent: release.join("nodenet-agent"),
+        operator: folder.join("nodenet-operator"),
+        agent: folder.join("nodenet-agent"),
         chart: workspace().join("charts/nodenet"),
     })
 }
@@ -161,14 +170,15 @@ impl Bench {
         }
         report.kube_proxy = self.plan.kube_proxy.as_ref().map(|_| Figures::default());
 
-        let share = self.plan.changes.div_ceil(self.plan.rounds);
         for round in 0..=self.plan.rounds {
             let both = [&mut report.nodenet, &mut report.kube_proxy].into_iter().flatten();
             for (peer, figures) in self.peers(round).iter().zip(both) {
-                if round < self.plan.rounds {
-                    rounds::timed(self, peer.as_ref(), share, figures)?;
-                } else {
+                if round == self.plan.rounds {
                     rounds::counted(self, peer.as_ref(), figures)?;
+                } else {
+                    let last = round + 1 == self.plan.rounds;
+                    let changes = if last { peer.changes(self.plan.changes) } else { 0 };
+                    rounds::timed(self, peer.as_ref(), changes, figures)?;
                 }
             }
         }

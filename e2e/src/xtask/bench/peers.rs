@@ -15,6 +15,10 @@ pub(super) trait Peer {
     fn legacy(&self) -> bool;
     /// Whether it, or what works for it, writes to the API.
     fn writes(&self) -> bool;
+    /// The set that holds every service address when it has finished.
+    fn cluster_ip_set(&self) -> &'static str;
+    /// How many changes of one endpoint can be asked of it.
+    fn changes(&self, wanted: usize) -> usize;
 }
 
 /// nodenet's agent.
@@ -42,6 +46,14 @@ impl Peer for Agent<'_> {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn cluster_ip_set(&self) -> &'static str {
+        "NODENET-CLUSTER-IP"
+    }
+
+    fn changes(&self, wanted: usize) -> usize {
+        wanted
     }
 }
 
@@ -96,5 +108,14 @@ impl Peer for KubeProxy<'_> {
 
     fn writes(&self) -> bool {
         false
+    }
+
+    fn cluster_ip_set(&self) -> &'static str {
+        "KUBE-CLUSTER-IP"
+    }
+
+    /// Each takes a minute with 2,000 Services.
+    fn changes(&self, wanted: usize) -> usize {
+        wanted.div_ceil(8)
     }
 }

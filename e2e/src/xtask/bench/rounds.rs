@@ -14,7 +14,8 @@ const REST: Duration = Duration::from_secs(600);
 /// Changes in the counted round: they differ little from each other.
 const COUNTED_CHANGES: usize = 6;
 
-/// A turn with nothing but the watcher beside the program.
+/// A first sync with nothing but the watcher beside the program; with changes of one endpoint after it when
+/// `changes` is not 0.
 pub(super) fn timed(
     bench: &Bench,
     peer: &dyn Peer,
@@ -27,10 +28,15 @@ pub(super) fn timed(
     let first = step(&what, || first_sync::measure(bench, peer))?;
     figures.first_sync_seconds.push(first.took.as_secs_f64());
     figures.first_sync_resolution_seconds.push(first.resolution.as_secs_f64());
-    let started = first.started;
-    let spent = cost::processor_millis(&place, started.id())?;
-    figures.first_sync_processor_seconds.push(spent / 1000.0);
+    let started = &first.started;
+    if changes == 0 {
+        return end(&place, started);
+    }
+    let complete =
+        step(&format!("{}: until its sets are full", peer.name()), || first.complete(bench, peer))?;
+    figures.complete_seconds.push(complete.as_secs_f64());
     step(&format!("{}: until it rests", peer.name()), || cost::rest(&place, started.id(), REST))?;
+    figures.first_sync_processor_seconds.push(cost::processor_millis(&place, started.id())? / 1000.0);
     let programs = cost::since(cost::programs(&bench.lab)?, &programs);
     figures.first_sync_programs.push(programs.values().sum());
     let names: Vec<String> = programs.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -53,7 +59,7 @@ pub(super) fn timed(
     })?;
     figures.peak_resident_mebibytes.push(cost::memory(&place, started.id())?.1);
     change::restore(bench, peer, changes)?;
-    end(&place, &started)
+    end(&place, started)
 }
 
 /// A turn with a tap on the node's netlink, untimed.
@@ -74,9 +80,10 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
     if peer.writes() {
         figures.first_sync_api_writes.push(metrics::writes(&bench.lab)?.all - writes.all);
     }
-    let what = format!("{}: counting {COUNTED_CHANGES} changes of one endpoint", peer.name());
+    let changes = peer.changes(COUNTED_CHANGES);
+    let what = format!("{}: counting {changes} changes of one endpoint", peer.name());
     step(&what, || {
-        for number in 0..COUNTED_CHANGES {
+        for number in 0..changes {
             cost::rest(&place, started.id(), REST)?;
             let before = tap.read()?;
             let writes = metrics::writes(&bench.lab)?;
@@ -96,7 +103,7 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
         }
         anyhow::Ok(())
     })?;
-    change::restore(bench, peer, COUNTED_CHANGES)?;
+    change::restore(bench, peer, changes)?;
     tap.stop()?;
     end(&place, &started)
 }
