@@ -14,9 +14,9 @@ use nodenet_crds::{
     AddressRole, Announce, AssignedVirtualIP, DEFAULT_PRIORITY, ServiceBinding, VirtualIPSpec, validate,
 };
 
-use crate::bindings::{self, BindingProblem};
+use crate::bindings::{self, BindingProblem, Frontends};
 use crate::node::{Fit, NodeInfo, StateInfo, fit};
-use crate::service::{BoundFrontend, Named, ServiceInfo};
+use crate::service::{Named, ServiceInfo};
 use crate::{Settings, selector};
 
 /// What is known of the cluster, apart from VirtualIPs.
@@ -328,10 +328,6 @@ fn no_candidate(
 }
 
 /// The frontends that what is in force gives to Services. `addresses` are those of it that no older VirtualIP has.
-pub(crate) fn frontends(
-    in_force: &InForce,
-    addresses: &[IpAddr],
-    facts: &Facts,
-) -> BTreeMap<Named, Vec<BoundFrontend>> {
+pub(crate) fn frontends(in_force: &InForce, addresses: &[IpAddr], facts: &Facts) -> Frontends {
     bindings::bind(&in_force.bindings, addresses, |s| facts.services.get(s).cloned()).0
 }

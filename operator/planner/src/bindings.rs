@@ -16,13 +16,16 @@ pub(crate) enum BindingProblem {
     Unusable(String),
 }
 
+/// The frontends of each bound Service.
+pub(crate) type Frontends = BTreeMap<Named, Vec<BoundFrontend>>;
+
 /// The frontends of each bound Service, and what cannot be had. A port that two Services want goes to the first entry.
 pub(crate) fn bind(
     bindings: &[ServiceBinding],
     addresses: &[IpAddr],
     service: impl Fn(&Named) -> Option<ServiceInfo>,
-) -> (BTreeMap<Named, Vec<BoundFrontend>>, Vec<(usize, BindingProblem)>) {
-    let mut out: BTreeMap<Named, Vec<BoundFrontend>> = BTreeMap::new();
+) -> (Frontends, Vec<(usize, BindingProblem)>) {
+    let mut out = Frontends::new();
     let mut problems = Vec::new();
     let mut taken: BTreeMap<(Protocol, u16), Named> = BTreeMap::new();
     for (i, binding) in bindings.iter().enumerate() {

@@ -834,7 +834,7 @@ impl Index {
 
         let bound = match &vip.in_force {
             Some(f) => accept::frontends(f, &plain, &self.facts),
-            None => BTreeMap::new(),
+            None => bindings::Frontends::new(),
         };
         if bound != vip.bound {
             for service in vip.bound.keys().chain(bound.keys()) {

@@ -195,7 +195,7 @@ impl StateInfo {
         self.exists = false;
         let held: Vec<IpAddr> = active_addresses(&self.spec).chain(self.reported_addresses()).collect();
         for address in held {
-            let _ = address;
+            self.ghosts.insert(address, i64::MAX);
         }
         for first in self.ghosts.values_mut() {
             *first = i64::MAX;

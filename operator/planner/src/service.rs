@@ -264,7 +264,9 @@ fn endpoints_of<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointsInfo>,
 ) -> Vec<Endpoint> {
-    let mut found: BTreeMap<(IpAddr, u16), (Standing, Option<&Arc<str>>)> = BTreeMap::new();
+    /// How good the endpoint is, and on which node.
+    type Word<'a> = (Standing, Option<&'a Arc<str>>);
+    let mut found: BTreeMap<(IpAddr, u16), Word<'_>> = BTreeMap::new();
     for slice in slices {
         for (name, protocol, number) in &slice.ports {
             if *name != port.name || *protocol != port.protocol {

@@ -349,13 +349,12 @@ impl Slices {
     pub(crate) fn set(&mut self, service: &Named, uid: &Arc<str>, ports: Option<Vec<PortPlan>>) -> bool {
         let Some(ports) = ports else { return self.remove(service) };
         let parts = split(ports, self.part_bytes);
-        if let Some(placed) = self.services.get(service) {
-            if placed.uid == *uid
-                && placed.current.len() == parts.len()
-                && placed.current.iter().zip(&parts).all(|((_, plan), ports)| plan.ports == *ports)
-            {
-                return false;
-            }
+        if let Some(placed) = self.services.get(service)
+            && placed.uid == *uid
+            && placed.current.len() == parts.len()
+            && placed.current.iter().zip(&parts).all(|((_, plan), ports)| plan.ports == *ports)
+        {
+            return false;
         }
         self.place(service, uid, parts, None);
         true

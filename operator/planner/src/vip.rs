@@ -12,9 +12,9 @@ use nodenet_crds::{
 
 use crate::accept::{Facts, InForce, Refusal};
 use crate::agents::{Agents, Life};
+use crate::bindings::Frontends;
 use crate::node::{Fit, fit};
 use crate::placement::{Candidate, CurrentHolder, Standing};
-use crate::service::{BoundFrontend, Named};
 
 /// The object, as last decoded.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ pub(crate) struct Vip {
     /// Addresses that the holder may have: no other node can have them any more.
     pub(crate) granted: BTreeSet<IpAddr>,
     pub(crate) wait: Wait,
-    pub(crate) bound: BTreeMap<Named, Vec<BoundFrontend>>,
+    pub(crate) bound: Frontends,
     /// Publication that brought the frontends of the bound Services: before, they cannot be in a kernel.
     pub(crate) bound_revision: i64,
     /// What each node is told.

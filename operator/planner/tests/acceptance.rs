@@ -1,4 +1,6 @@
 //! What is refused, in which words, and that a refusal changes nothing on any node.
+// Outside of #[test] functions the lints know of no test.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod simulation;
 

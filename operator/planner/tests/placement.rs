@@ -1,4 +1,6 @@
 //! Who holds a virtual IP, in virtual time with living and dying agents.
+// Outside of #[test] functions the lints know of no test.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod simulation;
 

@@ -1,4 +1,6 @@
 //! The slices: what a reader of them finds at each moment, and what a change costs.
+// Outside of #[test] functions the lints know of no test.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod simulation;
 

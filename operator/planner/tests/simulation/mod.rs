@@ -1,5 +1,6 @@
 //! A cluster in virtual time: an API server, agents with kernels, and the planner between them.
-#![allow(dead_code)]
+// Each test takes what it needs of this; outside of #[test] functions the lints know of no test.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -54,6 +55,9 @@ pub struct Agent {
     renewals: i64,
 }
 
+/// A check of all objects.
+pub type Invariant = Box<dyn FnMut(&BTreeMap<ObjectRef, Object>)>;
+
 /// The API server's content and the planner that works on it.
 pub struct Cluster {
     pub now: Duration,
@@ -75,7 +79,7 @@ pub struct Cluster {
     /// Chooses writes that fail.
     pub fail: Box<dyn FnMut() -> bool>,
     /// Checked after every write.
-    pub invariant: Option<Box<dyn FnMut(&BTreeMap<ObjectRef, Object>)>>,
+    pub invariant: Option<Invariant>,
 }
 
 pub fn meta(name: &str) -> ObjectMeta {
