@@ -397,7 +397,7 @@ impl AddressLane {
                 health.addresses.beat();
             }
         };
-        let synced = self.machine.sync(self.resolver.desired(), scope, None, prune, &alive);
+        let synced = self.machine.sync(self.resolver.desired(), scope, true, prune, &alive);
         self.converged = synced.converged();
         let changed = !synced.done.is_empty();
         self.taken(&synced.done, drift);

@@ -1,12 +1,13 @@
 //! The one way to the kernel: observe, compare, write the journal, commit, look again at what was touched with the same
 //! comparison. Nothing left to do means converged.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failures::{Failed, Unreadable, failure};
 use super::journal::JournalFile;
-use super::scope::{parts, touched};
+use super::scope::{Area, parts, touched};
 use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Outcome, Prune, diff, renewal};
 use crate::kernel::{Class, Kernel, KernelError};
 use crate::report::metrics::{Lane, LaneLabel, Metrics};
@@ -47,9 +48,7 @@ pub struct Look {
 pub struct Synced {
     /// All that was looked at.
     pub scope: Scope,
-    /// What the first comparison asked for.
-    pub first: Vec<Operation>,
-    /// Operations that the kernel took.
+    /// Operations that the kernel took, where they were to be remembered.
     pub done: Vec<Operation>,
     /// Operations that it refused last.
     pub failed: Vec<Failed>,
@@ -194,7 +193,9 @@ impl Machine {
 
     fn count(&self, transaction: &Transaction, failed: &[(Operation, KernelError)]) {
         for operation in transaction.operations() {
-            self.metrics.done(operation);
+            if failed.is_empty() || !failed.iter().any(|(refused, _)| refused == operation) {
+                self.metrics.done(operation);
+            }
         }
         for (operation, error) in failed {
             self.metrics.refused(operation, error);
@@ -222,13 +223,13 @@ impl Machine {
         (diff(desired, &look.state, scope, &mut context), look.unreadable)
     }
 
-    /// Makes what `scope` names of `desired` so. `first` is a look at `scope` that was taken just now, if there is one;
-    /// `alive` is called between the steps.
+    /// Makes what `scope` names of `desired` so. `remember` keeps what was done for the caller: a first synchronisation is
+    /// large. `alive` is called between the steps.
     pub fn sync(
         &mut self,
         desired: &NodeState,
         scope: Scope,
-        first: Option<Look>,
+        remember: bool,
         prune: Prune,
         alive: &dyn Fn(),
     ) -> Synced {
@@ -236,7 +237,8 @@ impl Machine {
         self.drain_look = begun;
         let full = scope.virtual_servers == Which::All || self.lane == Lane::Address;
         let mut synced = Synced { scope: scope.clone(), ..Synced::default() };
-        let mut look = first.unwrap_or_else(|| self.look(&scope));
+        let mut asked = scope.clone();
+        let mut look = self.look(&asked);
         for round in 0..ROUNDS {
             alive();
             let mut outcome = {
@@ -249,18 +251,16 @@ impl Machine {
                 };
                 diff(desired, &look.state, &look.scope, &mut context)
             };
-            synced.unreadable.retain(|u| !look.unreadable.iter().any(|now| now.area == u.area));
+            let areas: BTreeSet<Area> = parts(&asked).into_iter().map(|(area, _)| area).collect();
+            synced.unreadable.retain(|u| !areas.contains(&u.area));
             synced.unreadable.append(&mut look.unreadable);
-            if round == 0 {
-                synced.first = outcome.transaction.operations().to_vec();
-            }
             synced.notes = std::mem::take(&mut outcome.notes);
             synced.left.clear();
             synced.failed.clear();
             // Something can only be decided when more was seen: the same look again, and what it asks for.
             let mut wider = Scope::default();
             if !outcome.widen.is_empty() {
-                wider.merge(look.scope);
+                wider.merge(look.scope.clone());
                 wider.merge(outcome.widen);
             }
             if outcome.transaction.is_empty() {
@@ -268,7 +268,8 @@ impl Machine {
                     break;
                 }
                 synced.scope.merge(wider.clone());
-                look = self.look(&wider);
+                asked = wider;
+                look = self.look(&asked);
                 continue;
             }
             // Without a journal the kernel is still made right: traffic counts more than knowing later what was ours.
@@ -284,11 +285,9 @@ impl Machine {
             let nothing_helps = committed.done == 0
                 && committed.failed.iter().all(|(_, e)| matches!(e.class(), Class::Invalid | Class::Fatal));
             synced.failed = committed.failed.into_iter().map(failed).collect();
-            let refused = |o: &&Operation| !synced.failed.iter().any(|f| f.operation == **o);
-            if synced.failed.is_empty() {
-                synced.done.extend_from_slice(transaction.operations());
-            } else {
-                synced.done.extend(transaction.operations().iter().filter(refused).cloned());
+            if remember {
+                let taken = |o: &&Operation| !synced.failed.iter().any(|f| f.operation == **o);
+                synced.done.extend(transaction.operations().iter().filter(taken).cloned());
             }
             if nothing_helps || round + 1 == ROUNDS {
                 synced.left = transaction.operations().to_vec();
@@ -303,7 +302,10 @@ impl Machine {
                     again.merge(part);
                 }
             }
-            look = self.look(&again);
+            // One state and no transaction at a time: they are as large as the node is.
+            drop((transaction, std::mem::take(&mut look)));
+            asked = again;
+            look = self.look(&asked);
         }
         // What is wanted no longer, or was made right by a later round, did not fail.
         let Synced { failed, left, .. } = &mut synced;
@@ -319,7 +321,7 @@ fn failed((operation, error): (Operation, KernelError)) -> Failed {
     Failed { operation, class: error.class(), failure: failure(&error) }
 }
 
-fn unreadable(area: super::scope::Area, error: &KernelError) -> Unreadable {
+fn unreadable(area: Area, error: &KernelError) -> Unreadable {
     let missing = matches!(error, KernelError::Missing { .. });
     Unreadable { area, class: error.class(), failure: failure(error), missing }
 }

@@ -405,7 +405,8 @@ async fn keep_lease(
                     metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
                     match error {
                         // It answered: it is in reach, whatever it says.
-                        LeaseError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code < 500) => {
+                        LeaseError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code < 500) =>
+                        {
                             contact.beat();
                         }
                         LeaseError::Timeout { .. } => servers.give_up(),

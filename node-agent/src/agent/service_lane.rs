@@ -289,7 +289,7 @@ impl ServiceLane {
         let arrived = std::mem::take(&mut self.arrived);
         let revision = self.resolver.slice_revision();
         let prune = self.resolver.prune();
-        let synced = self.machine.sync(self.resolver.desired(), scope, None, prune, &alive);
+        let synced = self.machine.sync(self.resolver.desired(), scope, drift, prune, &alive);
         for at in arrived {
             self.metrics.programming.observe(at.elapsed().as_secs_f64());
         }
@@ -314,8 +314,7 @@ impl ServiceLane {
     }
 
     fn drift(&mut self, synced: &Synced) {
-        let repaired: Vec<&Operation> =
-            synced.first.iter().filter(|o| synced.done.contains(o) && restores(o)).collect();
+        let repaired: Vec<&Operation> = synced.done.iter().filter(|o| restores(o)).collect();
         if repaired.is_empty() {
             return;
         }

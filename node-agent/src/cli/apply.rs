@@ -124,7 +124,7 @@ fn make(machine: &mut Machine, resolver: &mut Resolver) -> Changes {
         let before = changes.operations.len();
         see(machine, resolver);
         let scope = Scope::all(resolver.desired());
-        let synced = machine.sync(resolver.desired(), scope, None, resolver.prune(), &|| {});
+        let synced = machine.sync(resolver.desired(), scope, true, resolver.prune(), &|| {});
         changes.converged = synced.converged();
         changes.messages += synced.messages;
         changes.notes = notes(resolver, &synced.notes);

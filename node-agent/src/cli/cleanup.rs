@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError
         changes.operations = outcome.transaction.operations().to_vec();
         changes.converged = changes.operations.is_empty();
     } else {
-        let synced = machine.sync(&nothing, scope, None, Prune::ALL, &|| {});
+        let synced = machine.sync(&nothing, scope, true, Prune::ALL, &|| {});
         // A kernel without IPVS or sets has none of ours.
         changes.failures = failures(&synced);
         changes.failures.retain(|f| !synced.unreadable.iter().any(|u| u.missing && u.failure == *f));

@@ -97,8 +97,10 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     memory::tune();
     // Failed requests are told by who made them, with what they mean; the client would tell each a second time.
     let filter = format!("kube_client=off,{}", arguments.log);
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| {
-        CliError::Option { option: "--log", value: arguments.log.clone(), problem: error.to_string() }
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| CliError::Option {
+        option: "--log",
+        value: arguments.log.clone(),
+        problem: error.to_string(),
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let http_address = match arguments.http_address.as_str() {
