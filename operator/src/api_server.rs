@@ -16,6 +16,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tracing::warn;
 
+use crate::publish::unanswered;
+
 /// Longest wait for a connection: the next server of the list is tried after it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Name that every API server's certificate holds, whatever addresses it lists.
@@ -149,7 +151,7 @@ impl Servers {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            if transport(&error) {
+            if unanswered(&error) {
                 self.advance(at);
             }
             body = copy;
@@ -164,11 +166,6 @@ impl Servers {
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body was sent already")]
 struct NoBody;
-
-/// Whether the server, not the request, is at fault.
-fn transport(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_))
-}
 
 /// Whether nothing of the request reached the server: only then may another one get it.
 fn unsent(error: &kube::Error) -> bool {

@@ -351,3 +351,6 @@ fn counted(number: usize, what: &str) -> String {
 fn named(number: usize, what: &str, names: impl Iterator<Item = String>) -> String {
     if number <= NAMED { names.collect::<Vec<_>>().join(", ") } else { counted(number, what) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,7 +230,7 @@ fn answered(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(e)
         | watcher::Error::WatchStartFailed(e)
-        | watcher::Error::WatchFailed(e) => matches!(e, kube::Error::Api(_)),
+        | watcher::Error::WatchFailed(e) => !crate::publish::unanswered(e),
         watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
 }

@@ -134,6 +134,20 @@ impl Leadership {
         self.0.borrow().heard
     }
 
+    /// Leads for ever.
+    #[cfg(test)]
+    pub(crate) fn forever() -> Self {
+        let until = Instant::now() + Duration::from_secs(1_000_000);
+        Self(watch::channel(Term { role: Role::Leader, until, heard: None }).1)
+    }
+
+    /// Stands by for ever.
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        let role = Role::Standby { leader: None };
+        Self(watch::channel(Term { role, until: Instant::now(), heard: None }).1)
+    }
+
     /// Waits for the next change of the role. Pends for ever once the election is over.
     pub async fn changed(&mut self) -> Role {
         if self.0.changed().await.is_err() {
@@ -156,7 +170,7 @@ pub struct Election<S> {
     seen: Option<(Record, Instant)>,
     /// Renewal times that this process sent, answered or not: a Lease in our name with another one is somebody else's.
     sent: VecDeque<Timestamp>,
-    /// Last error that was logged: the same one is not said again.
+    /// Gist of the last error that was logged: the same one is not said again.
     complained: Option<String>,
 }
 
@@ -221,14 +235,16 @@ impl<S: LeaseStore> Election<S> {
             // The next attempt reads again; whoever won is seen then.
             Err(StoreError::Conflict) => debug!("another candidate wrote the Lease first"),
             Err(error) => {
-                // The details of one trouble change with every attempt.
-                let text = match error {
-                    StoreError::Timeout(_) => "no answer from the API server".to_owned(),
-                    error => error.to_string(),
+                let text = error.to_string();
+                // What a failing connection says changes with every attempt.
+                let gist = match &error {
+                    StoreError::Timeout(_) => String::new(),
+                    StoreError::Request { source, .. } if crate::publish::unanswered(source) => String::new(),
+                    _ => text.clone(),
                 };
-                if self.complained.as_ref() != Some(&text) {
+                if self.complained.as_ref() != Some(&gist) {
                     warn!("leader election: {text}");
-                    self.complained = Some(text);
+                    self.complained = Some(gist);
                 }
             }
         }

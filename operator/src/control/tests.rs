@@ -1,0 +1,119 @@
+use std::sync::{Arc, Mutex};
+
+use axum::http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// An API server in memory: Nodes, Services and EndpointSlices to list, and a record of what is written.
+#[derive(Clone)]
+struct Server {
+    services: usize,
+    /// Writes to objects of this name are refused.
+    poisoned: &'static str,
+    writes: Arc<Mutex<Vec<(Instant, String)>>>,
+}
+
+impl Server {
+    fn list(&self, path: &str) -> Vec<Value> {
+        let name = |i: usize| format!("s{i}");
+        match path.rsplit('/').next().unwrap_or_default() {
+            "nodes" => vec![json!({ "metadata": { "name": "n1", "uid": "n", "resourceVersion": "1" } })],
+            "services" => (0..self.services)
+                .map(|i| {
+                    json!({
+                        "metadata": { "name": name(i), "namespace": "shop", "uid": name(i), "resourceVersion": "1" },
+                        "spec": { "type": "ClusterIP", "clusterIP": format!("10.96.0.{i}"),
+                                  "clusterIPs": [format!("10.96.0.{i}")],
+                                  "ports": [{ "port": 80, "protocol": "TCP", "targetPort": 80 }] },
+                    })
+                })
+                .collect(),
+            "endpointslices" => (0..self.services)
+                .map(|i| {
+                    let endpoints: Vec<_> =
+                        (1..50).map(|e| json!({ "addresses": [format!("10.244.{i}.{e}")] })).collect();
+                    json!({
+                        "metadata": { "name": name(i), "namespace": "shop", "resourceVersion": "1",
+                                      "labels": { "kubernetes.io/service-name": name(i) } },
+                        "addressType": "IPv4", "ports": [{ "port": 80, "protocol": "TCP" }],
+                        "endpoints": endpoints,
+                    })
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    async fn answer(self, request: Request<Body>) -> Response<Body> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let (code, body) = if method == Method::GET {
+            if query.contains("watch=true") {
+                std::future::pending::<()>().await;
+            }
+            (200, json!({ "metadata": { "resourceVersion": "9" }, "items": self.list(&path) }))
+        } else {
+            let bytes = request.into_body().collect_bytes().await.unwrap();
+            let mut object: Value = serde_json::from_slice(&bytes).unwrap();
+            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            self.writes.lock().unwrap().push((Instant::now(), name.clone()));
+            if name == self.poisoned {
+                let status = json!({ "kind": "Status", "status": "Failure", "code": 422, "reason": "Invalid",
+                                     "message": "this one never" });
+                (422, status)
+            } else {
+                object["metadata"]["resourceVersion"] = json!("10");
+                object["metadata"]["uid"] = json!(name);
+                (201, object)
+            }
+        };
+        Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap()
+    }
+
+    fn written(&self, name: &str) -> Vec<Instant> {
+        self.writes.lock().unwrap().iter().filter(|(_, n)| n == name).map(|(at, _)| *at).collect()
+    }
+}
+
+/// Runs the loop for a while against the server.
+async fn run(server: &Server, leadership: Leadership, time: Duration) {
+    let answering = server.clone();
+    let client = Client::new(
+        tower::service_fn(move |request| {
+            let server = answering.clone();
+            async move { Ok::<_, std::convert::Infallible>(server.answer(request).await) }
+        }),
+        "default",
+    );
+    let (metrics, health) = (Metrics::new(), Health::new());
+    let publisher = Publisher::new(&client, "test", &metrics);
+    let settings = Settings { slice_bytes: 8192, ..Settings::default() };
+    let window = Duration::from_millis(5);
+    let control = Control::new(settings, window, publisher, leadership, metrics.clone(), health.clone());
+    let source = Source { client, node_namespace: "nodes".into(), metrics, health };
+    control.run(source, tokio::time::sleep(time)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_refused_is_tried_ever_later_and_holds_up_no_other() {
+    let server = Server { services: 20, poisoned: "nodenet-0000", writes: Arc::default() };
+    run(&server, Leadership::forever(), Duration::from_secs(60)).await;
+    let refused = server.written("nodenet-0000");
+    assert!((8..=12).contains(&refused.len()), "{} attempts in a minute", refused.len());
+    let pauses: Vec<_> = refused.windows(2).map(|w| w[1] - w[0]).collect();
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    let good = server.written("nodenet-0001");
+    assert_eq!(good.len(), 1, "{:?}", server.writes.lock().unwrap());
+    assert!(good[0] - refused[0] < Duration::from_millis(100));
+    assert_eq!(server.written("n1").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_writes_nothing() {
+    let server = Server { services: 20, poisoned: "", writes: Arc::default() };
+    run(&server, Leadership::never(), Duration::from_secs(60)).await;
+    assert!(server.writes.lock().unwrap().is_empty());
+}
