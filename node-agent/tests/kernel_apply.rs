@@ -1,4 +1,5 @@
 //! `apply`, `show` and `cleanup` on the running kernel, each test in a network namespace of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // What helpers of tests meet fails the test.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

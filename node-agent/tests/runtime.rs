@@ -1,4 +1,5 @@
 //! The whole agent, on a kernel in memory and an API server in memory. Tests wait for conditions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // What helpers of tests meet fails the test.
 
 #[path = "runtime/api.rs"]
 mod api;

@@ -137,7 +137,7 @@ async fn list(State(api): State<Api>, Path(plural): Path<String>, uri: axum::htt
         .collect();
     let wanted = query.get("fieldSelector").and_then(|f| f.strip_prefix("metadata.name=")).map(str::to_owned);
     let mine = move |o: &Value| wanted.as_ref().is_none_or(|name| o["metadata"]["name"] == name.as_str());
-    if query.get("watch").is_some() {
+    if query.contains_key("watch") {
         let since: u64 = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         let receiver = api.changes.subscribe();
         let missed: Vec<Value> = {
