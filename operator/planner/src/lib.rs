@@ -24,6 +24,7 @@ mod change;
 mod index;
 mod node;
 mod output;
+mod parts;
 mod placement;
 mod render;
 mod selector;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use nodenet_crds::{
     ALLOWED_MODULES, AssignedState, AssignedVirtualIP, KernelRequirements, NodeNetState, NodeNetStateSpec,
-    NodeNetStateStatus, ServiceAddressMode, ServiceAddresses, VirtualIPState,
+    NodeNetStateStatus, ServiceAddressMode, ServiceAddresses, VirtualIPOnNode, VirtualIPState,
 };
 
 use crate::Settings;
@@ -103,6 +103,12 @@ fn active_addresses(spec: &NodeNetStateSpec) -> impl Iterator<Item = IpAddr> {
     active.flat_map(|v| &v.addresses).filter_map(|a| address_of(a))
 }
 
+/// Names of the entries of `a` that `b` does not have.
+fn changed_entries(a: &NodeNetStateSpec, b: &NodeNetStateSpec) -> Vec<String> {
+    let other = |v: &&AssignedVirtualIP| !b.virtual_ips.contains(v);
+    a.virtual_ips.iter().filter(other).map(|v| v.name.clone()).collect()
+}
+
 impl StateInfo {
     /// Takes a new version in.
     pub(crate) fn observe(&mut self, object: NodeNetState, answer: bool, now: Duration) -> StateChange {
@@ -132,7 +138,8 @@ impl StateInfo {
             let now_active: BTreeSet<IpAddr> = active_addresses(&object.spec).collect();
             let mut dropped: Vec<IpAddr> = active_addresses(&self.spec).collect();
             if !self.exists && self.uid.is_none() && !own && confirmed < generation {
-                // First seen, not made by this process, and the agent has not confirmed this spec: an earlier one may have said Active.
+                // First seen, not made by this process, and not confirmed by the agent: an earlier spec may have said
+                // Active.
                 let all = object.spec.virtual_ips.iter().flat_map(|v| &v.addresses);
                 dropped.extend(all.filter_map(|a| address_of(a)));
             }
@@ -142,10 +149,8 @@ impl StateInfo {
             for address in now_active {
                 self.ghosts.remove(&address);
             }
-            let names =
-                |spec: &NodeNetStateSpec| spec.virtual_ips.iter().map(|v| v.name.clone()).collect::<Vec<_>>();
-            change.virtual_ips.extend(names(&self.spec));
-            change.virtual_ips.extend(names(&object.spec));
+            change.virtual_ips.extend(changed_entries(&self.spec, &object.spec));
+            change.virtual_ips.extend(changed_entries(&object.spec, &self.spec));
         }
         let before = self.status.take().unwrap_or_default();
         let status = object.status;
@@ -164,13 +169,13 @@ impl StateInfo {
                 || before.conditions != after.conditions
                 || before.failures != after.failures
             {
-                change.virtual_ips.extend(object.spec.virtual_ips.iter().map(|v| v.name.clone()));
+                // Whether what the node holds is programmed; of what it does not hold nothing depends on it.
+                let active = object.spec.virtual_ips.iter().filter(|v| v.state == AssignedState::Active);
+                change.virtual_ips.extend(active.map(|v| v.name.clone()));
             }
-            if before.virtual_ips != after.virtual_ips
-                || before.observed_generation != after.observed_generation
-            {
-                let both = before.virtual_ips.iter().chain(&after.virtual_ips);
-                change.virtual_ips.extend(both.map(|v| v.name.clone()));
+            for (a, b) in [(&before, after), (after, &before)] {
+                let other = |v: &&VirtualIPOnNode| !b.virtual_ips.contains(v);
+                change.virtual_ips.extend(a.virtual_ips.iter().filter(other).map(|v| v.name.clone()));
             }
         }
         self.exists = true;

@@ -64,6 +64,8 @@ pub(crate) struct Vip {
     pub(crate) written: Option<VirtualIPStatus>,
     pub(crate) in_force: Option<InForce>,
     pub(crate) refusal: Option<Refusal>,
+    /// The epoch in which the spec was judged; `None`: it must be judged again.
+    pub(crate) judged: Option<u64>,
     pub(crate) holder: Option<Holder>,
     /// Addresses that the holder may have: no other node can have them any more.
     pub(crate) granted: BTreeSet<IpAddr>,

@@ -1,0 +1,61 @@
+//! How large a plan is, and how one that is too large is split.
+
+use nodenet_crds::{PortPlan, ServicePlan};
+
+/// Most endpoints of one port in one part and ports in one part (the schema's bounds).
+const ENDPOINTS_MAX: usize = 1000;
+const PORTS_MAX: usize = 100;
+
+/// Length of the JSON of `plan`, roughly: close enough to shard by, without writing it down.
+pub(crate) fn json_bytes(plan: &ServicePlan) -> usize {
+    let ports = plan.ports.iter().map(port_bytes).sum::<usize>();
+    80 + plan.namespace.len() + plan.name.len() + plan.uid.len() + ports
+}
+
+fn port_bytes(port: &PortPlan) -> usize {
+    let frontends =
+        port.frontends.iter().map(|f| 45 + f.address.as_ref().map_or(0, |a| a.len() + 13)).sum::<usize>();
+    let endpoints = port
+        .endpoints
+        .iter()
+        .map(|e| 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10))
+        .sum::<usize>();
+    80 + port.name.len() + port.scheduler.as_ref().map_or(0, |s| s.len() + 15) + frontends + endpoints
+}
+
+/// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.
+pub(crate) fn split(ports: Vec<PortPlan>, part_bytes: usize) -> Vec<Vec<PortPlan>> {
+    let mut parts: Vec<Vec<PortPlan>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for mut port in ports {
+        let endpoints = std::mem::take(&mut port.endpoints);
+        let head = port_bytes(&port);
+        let mut rest = endpoints.into_iter().peekable();
+        loop {
+            let full = parts
+                .last()
+                .is_some_and(|p| !p.is_empty() && (p.len() >= PORTS_MAX || bytes + head > part_bytes));
+            if full {
+                parts.push(Vec::new());
+                bytes = 0;
+            }
+            let mut piece = port.clone();
+            bytes += head;
+            while piece.endpoints.len() < ENDPOINTS_MAX && (bytes < part_bytes || piece.endpoints.is_empty())
+            {
+                let Some(e) = rest.next() else { break };
+                bytes += 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10);
+                piece.endpoints.push(e);
+            }
+            if let Some(part) = parts.last_mut() {
+                part.push(piece);
+            }
+            if rest.peek().is_none() {
+                break;
+            }
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+    }
+    parts
+}
