@@ -1,8 +1,10 @@
 //! `cargo xtask test`: the whole suite, and its report.
 //!
 //! Everything that cargo builds as a test is run by itself, so that each test has an entry of its own.
-//! Where it runs follows from its name: an integration test `kernel*` in a guest kernel, one of the crate
-//! `nodenet-e2e` alone on the host, everything else on the host. A test that prints `SKIP: <why>` is
+//! Where it runs follows from its name: an integration test `kernel*` on this
+//! machine's kernel and in a guest's, one named `api` beside
+//! a control plane of its own (its KUBECONFIG), everything else on the host; those of the crate `nodenet-e2e`
+//! named `lab_*` start a lab themselves and run one after the other. A test that prints `SKIP: <why>` is
 //! counted as skipped.
 
 mod house;
@@ -10,6 +12,7 @@ mod libtest;
 mod report;
 
 use super::demo;
+use crate::lab::cluster::{Cluster, ClusterSpec};
 use crate::lab::guest::Guest;
 use crate::lab::nodenet::workspace;
 use crate::lab::prerequisites;
@@ -20,7 +23,7 @@ use anyhow::Context;
 use libtest::Parser;
 use report::{Area, Outcome, Report};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,7 +43,9 @@ enum Part {
     House,
     /// Tests that need nothing of the machine.
     Host,
-    /// Tests in a guest kernel.
+    /// Tests against an API server.
+    Api,
+    /// Tests of the kernel's side, on this machine's kernel and in a guest's.
     Kernel,
     /// Tests that start a lab.
     Lab,
@@ -60,6 +65,8 @@ impl Program {
     fn part(&self) -> Part {
         if self.target.starts_with("kernel") {
             Part::Kernel
+        } else if self.target == "api" {
+            Part::Api
         } else if self.package == "nodenet-e2e" && self.target.starts_with("lab_") {
             Part::Lab
         } else {
@@ -79,20 +86,28 @@ pub fn run(arguments: &TestArguments) -> anyhow::Result<i32> {
         heading("house");
         house::run(&mut report);
     }
-    if [Part::Host, Part::Kernel, Part::Lab].into_iter().any(wanted) {
+    let programs_of = [Part::Host, Part::Api, Part::Kernel, Part::Lab];
+    if programs_of.into_iter().any(wanted) {
         heading("building the tests");
         if let Some(programs) = build(&mut report)? {
-            for part in [Part::Host, Part::Kernel, Part::Lab].into_iter().filter(|part| wanted(*part)) {
+            for part in programs_of.into_iter().filter(|part| wanted(*part)) {
                 let programs: Vec<&Program> =
                     programs.iter().filter(|program| program.part() == part).collect();
                 heading(match part {
                     Part::Kernel => "kernel",
+                    Part::Api => "API server",
                     Part::Lab => "lab",
                     _ => "unit, golden and property tests",
                 });
                 match part {
-                    Part::Kernel => in_guests(&programs, &mut report)?,
-                    _ => on_host(&programs, part, &mut report)?,
+                    Part::Kernel => on_both_kernels(&programs, &mut report)?,
+                    Part::Api => beside_control_planes(&programs, &mut report)?,
+                    Part::Lab => {
+                        programs.iter().try_for_each(|program| on_host(program, true, None, &mut report))?
+                    }
+                    _ => {
+                        programs.iter().try_for_each(|program| on_host(program, false, None, &mut report))?
+                    }
                 }
             }
         }
@@ -156,36 +171,76 @@ fn build(report: &mut Report) -> anyhow::Result<Option<Vec<Program>>> {
     Ok(Some(programs))
 }
 
-/// Runs test programs on the host: lab tests one after the other, for they share two processors.
-fn on_host(programs: &[&Program], part: Part, report: &mut Report) -> anyhow::Result<()> {
-    for program in programs {
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", TIMEOUT]).arg(&program.path).arg("--show-output");
-        if part == Part::Lab {
-            command.arg("--test-threads=1");
+/// Runs a test program on the host; `serial` for those that would share the two processors badly.
+fn on_host(
+    program: &Program,
+    serial: bool,
+    kubeconfig: Option<&Path>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=10", TIMEOUT]).arg(&program.path).arg("--show-output");
+    if serial {
+        command.arg("--test-threads=1");
+    }
+    // Whatever cluster the caller has is none of the tests' business.
+    command.env_remove("KUBECONFIG");
+    if let Some(kubeconfig) = kubeconfig {
+        command.env("KUBECONFIG", kubeconfig);
+    }
+    let folder = workspace().join(folder(&program.package));
+    let mut child = command
+        .current_dir(&folder)
+        .env("CARGO_MANIFEST_DIR", &folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", program.path.display()))?;
+    let mut parser = Parser::new(program, serial);
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            parser.line(&line?);
         }
-        let folder = workspace().join(folder(&program.package));
-        let mut child = command
-            .current_dir(&folder)
-            .env("CARGO_MANIFEST_DIR", &folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {}", program.path.display()))?;
-        let mut parser = Parser::new(program, part == Part::Lab);
-        if let Some(stdout) = child.stdout.take() {
-            for line in BufReader::new(stdout).lines() {
-                parser.line(&line?);
+    }
+    let status = child.wait()?;
+    parser.finish(&status.to_string(), status.success(), report);
+    Ok(())
+}
+
+/// Runs test programs, each beside a control plane of its own; without one they skip themselves.
+fn beside_control_planes(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {
+    for program in programs {
+        match prerequisites::control_plane() {
+            Ok(binaries) => {
+                let site = Site::create()?;
+                let cluster = Cluster::start(&site, binaries, &ClusterSpec::default())?;
+                on_host(program, true, Some(&cluster.kubeconfig()), report)?;
+            }
+            Err(error) => {
+                println!("   no control plane: {error}");
+                on_host(program, true, None, report)?;
             }
         }
-        let status = child.wait()?;
-        parser.finish(&status.to_string(), status.success(), report);
     }
     Ok(())
 }
 
 /// How long one test program may run, in seconds.
 const TIMEOUT: &str = "1500";
+
+/// Runs test programs on two kernels: the machine's own (newer, nftables, no IPVS maybe) and a guest's. What
+/// one of them lacks the other may have, so a test is skipped only where neither could run it.
+fn on_both_kernels(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {
+    for program in programs {
+        let (mut own, mut guest) = (Report::default(), Report::default());
+        println!("   {} on this machine's kernel", program.target);
+        on_host(program, true, None, &mut own)?;
+        println!("   {} in a guest kernel", program.target);
+        in_guests(&[program], &mut guest)?;
+        report.extend(own.merge(guest));
+    }
+    Ok(())
+}
 
 /// Runs test programs as root, each in a guest kernel of its own.
 fn in_guests(programs: &[&Program], report: &mut Report) -> anyhow::Result<()> {

@@ -66,6 +66,31 @@ impl Report {
         self.entries.push(Entry { name: name.into(), area, result, seconds, reason });
     }
 
+    /// Adds all entries of another report.
+    pub fn extend(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+    }
+
+    /// The same tests on two machines: failed where it failed on one, skipped where it was skipped on both.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        for entry in other.entries {
+            let Some(mine) = self.entries.iter_mut().find(|mine| mine.name == entry.name) else {
+                self.entries.push(entry);
+                continue;
+            };
+            mine.seconds += entry.seconds;
+            let rank = |result: &str| ["skipped", "passed", "failed"].iter().position(|name| *name == result);
+            if rank(entry.result) > rank(mine.result) {
+                (mine.result, mine.reason) = (entry.result, entry.reason);
+            } else if entry.result == "skipped" && mine.result == "skipped" && entry.reason != mine.reason {
+                let reasons = [mine.reason.take(), entry.reason].into_iter().flatten().collect::<Vec<_>>();
+                mine.reason = Some(reasons.join("; in the guest: "));
+            }
+        }
+        self
+    }
+
     /// Writes the entries as a list.
     ///
     /// # Errors
@@ -95,5 +120,29 @@ impl Report {
         let failed = count("failed");
         println!("{} passed, {failed} failed, {} skipped", count("passed"), count("skipped"));
         i32::from(failed > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_skipped_only_where_no_kernel_could_run_it() {
+        let report = |outcomes: [Outcome; 4]| {
+            let mut report = Report::default();
+            for (name, outcome) in ["a", "b", "c", "d"].into_iter().zip(outcomes) {
+                report.add(name, Area::FirstLight, outcome, Duration::from_secs(1));
+            }
+            report
+        };
+        let skip = || Outcome::Skipped("no IPVS".into());
+        let fail = || Outcome::Failed("panicked".into());
+        let own = report([skip(), skip(), Outcome::Passed, skip()]);
+        let merged = own.merge(report([Outcome::Passed, skip(), fail(), fail()]));
+        let results: Vec<_> = merged.entries.iter().map(|entry| entry.result).collect();
+        assert_eq!(results, ["passed", "skipped", "failed", "failed"]);
+        assert_eq!(merged.entries[0].reason, None);
+        assert_eq!(merged.entries[1].reason.as_deref(), Some("no IPVS"));
     }
 }
