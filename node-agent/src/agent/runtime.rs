@@ -36,6 +36,8 @@ use crate::source::{Origin, Update};
 
 /// Longest time without a look at everything that the health check takes for life.
 const SERVICES_LIMIT: Duration = Duration::from_secs(60);
+/// Between two tries to publish a notice while no API server takes it.
+const NOTICE_AGAIN: Duration = Duration::from_secs(2);
 /// Notices that wait to be published; more of them say nothing new.
 const NOTICES: usize = 64;
 
@@ -493,11 +495,16 @@ async fn publish_events(
             }
             Seen::Nothing | Seen::Gone => false,
         };
-        if known && let Some(notice) = waiting.pop_front() {
-            events.publish(&notice).await;
-            continue;
+        let mut again = false;
+        if known && let Some(notice) = waiting.front() {
+            if events.publish(notice).await {
+                waiting.pop_front();
+                continue;
+            }
+            again = true;
         }
         tokio::select! {
+            () = tokio::time::sleep(NOTICE_AGAIN), if again => {}
             changed = seen.changed() => if changed.is_err() { return },
             notice = notices.recv() => match notice {
                 Some(notice) => {

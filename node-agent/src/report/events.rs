@@ -31,8 +31,9 @@ impl Events {
         self.reference.uid = uid;
     }
 
-    /// Publishes one; what the API server does not take is in the log.
-    pub async fn publish(&self, notice: &Notice) {
+    /// Publishes one. `false`: no API server took the request, so it is worth another try. What an API server refuses
+    /// is in the log, and that is all: it would refuse it again.
+    pub async fn publish(&self, notice: &Notice) -> bool {
         let note: String = notice.note.chars().take(NOTE_MAX / 2).collect();
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
@@ -43,11 +44,23 @@ impl Events {
         };
         let publish = self.recorder.publish(&event, &self.reference);
         match tokio::time::timeout(super::lease::TIMEOUT, publish).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!("Event {} was not published: {error}", notice.reason),
-            Err(_) => tracing::debug!("Event {} was not published: no answer", notice.reason),
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!("Event {} was not published: {error}", notice.reason);
+                refused(&error)
+            }
+            Err(_) => {
+                tracing::debug!("Event {} was not published: no answer", notice.reason);
+                false
+            }
         }
     }
+}
+
+/// Whether an API server has said no, rather than none has said anything or one was too busy (RFC 9110 §15.5, §15.6;
+/// RFC 6585 §4).
+fn refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
 }
 
 fn reference<K: Resource<DynamicType = ()>>(name: &str) -> ObjectReference {
@@ -56,5 +69,20 @@ fn reference<K: Resource<DynamicType = ()>>(name: &str) -> ObjectReference {
         kind: Some(K::kind(&()).into_owned()),
         name: Some(name.to_owned()),
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refused;
+    use kube::core::Status;
+
+    #[test]
+    fn only_what_an_api_server_refuses_is_given_up() {
+        let answer = |code| kube::Error::Api(Status { code, ..Status::default() }.boxed());
+        assert!(refused(&answer(403)) && refused(&answer(422)));
+        assert!(!refused(&answer(429)) && !refused(&answer(500)) && !refused(&answer(504)));
+        let nobody = std::io::Error::other("no route to host");
+        assert!(!refused(&kube::Error::Service(Box::new(nobody))));
     }
 }
