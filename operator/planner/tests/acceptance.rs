@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use nodenet_crds::{FrontendKind, ServiceBinding, VirtualIP};
-use nodenet_planner::{Kind, ObjectRef, Settings};
+use nodenet_planner::{Kind, ObjectRef, Output, Settings};
 use simulation::{Cluster, endpoints, read, s, service, virtual_ip};
 
 const ADDRESS: &str = "192.168.0.15/24";
@@ -281,4 +281,36 @@ fn a_service_answers_on_the_virtual_ip_with_its_ports_and_its_node_ports() {
     c.run(s(2));
     let plans = read(&c.slices());
     assert!(plans.values().flatten().flat_map(|p| &p.frontends).all(|f| f.kind != FrontendKind::VirtualIP));
+}
+
+#[test]
+fn a_virtual_ip_is_programmed_once_its_holder_has_reported_the_publication_of_its_frontends() {
+    let mut c = cluster();
+    c.agents.get_mut("n1").unwrap().programs = false;
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.services = vec![bind("web", None, true)];
+    c.put(vip);
+    c.run(s(2));
+    assert_eq!(c.condition("web", "Held").0, "True");
+    let (status, reason, message) = c.condition("web", "Ready");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "NotProgrammed"), "{message}");
+    c.agents.get_mut("n1").unwrap().programs = true;
+    c.run(s(2));
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn an_endpoint_of_a_bound_service_is_one_write_and_leaves_the_virtual_ip_ready() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.services = vec![bind("web", None, true)];
+    c.put(vip);
+    c.run(s(2));
+    c.agents.get_mut("n1").unwrap().programs = false;
+    c.take_writes();
+    c.put(endpoints("default", "web", "web-a", &["10.244.1.6".to_owned(), "10.244.1.7".to_owned()]));
+    c.settle();
+    let writes = c.take_writes();
+    assert!(matches!(writes.as_slice(), [Output::PutSlice { .. }]), "{writes:?}");
+    assert_eq!(c.condition("web", "Ready").0, "True");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nodenet_crds::{NodeNetStateSpec, conditions};
+use nodenet_crds::{Frontend, NodeNetStateSpec, conditions};
 
 use super::{Index, service_key};
 use crate::accept::{self, Claim, Refusal};
@@ -79,14 +79,11 @@ impl Index {
         }
         let services = std::mem::take(&mut self.todo_services);
         if slices_ready {
-            let mut bound = BTreeSet::new();
             for service in services {
-                if self.plan_service(&service) {
-                    bound.extend(self.vips_of_service.get(&service).into_iter().flatten().cloned());
+                let new = self.plan_service(&service);
+                if !new.is_empty() {
+                    self.note_publication(&service, &new);
                 }
-            }
-            for name in bound {
-                self.note_publication(&name);
             }
             if self.slices.is_dirty() {
                 out.extend(self.slices.flush());
@@ -107,15 +104,15 @@ impl Index {
         out
     }
 
-    /// Plans one Service. Returns whether its frontends on virtual IPs became others.
-    fn plan_service(&mut self, service: &Named) -> bool {
+    /// Plans one Service. Returns the frontends on virtual IPs that it did not have before.
+    fn plan_service(&mut self, service: &Named) -> BTreeSet<Frontend> {
         if self.is_frozen(service) && self.slices.revision_of(service).is_some() {
-            return false;
+            return BTreeSet::new();
         }
         let Some(info) = self.facts.services.get(service) else {
             let uid: Arc<str> = "-".into();
             self.slices.set(service, &uid, None);
-            return false;
+            return BTreeSet::new();
         };
         let bound: Vec<BoundFrontend> = if self.vips_adopted {
             let vips = self.vips_of_service.get(service).into_iter().flatten();
@@ -130,14 +127,22 @@ impl Index {
         let ports = plan_service(info, endpoints, &bound, scheduler);
         let before = on_virtual_ips(self.slices.plan_of(service));
         let uid = Arc::clone(&info.uid);
-        self.slices.set(service, &uid, ports) && before != on_virtual_ips(self.slices.plan_of(service))
+        if !self.slices.set(service, &uid, ports) {
+            return BTreeSet::new();
+        }
+        let after = on_virtual_ips(self.slices.plan_of(service));
+        after.difference(&before).cloned().collect()
     }
 
-    /// Remembers which publication brings the frontends that a VirtualIP gave to its Services.
-    fn note_publication(&mut self, name: &str) {
-        let Some(vip) = self.vips.get_mut(name) else { return };
-        let newest = vip.bound.keys().filter_map(|s| self.slices.revision_of(s)).max();
-        vip.bound_revision = newest.unwrap_or(0);
+    /// Remembers for the VirtualIPs that gave a Service these frontends which publication brings them.
+    fn note_publication(&mut self, service: &Named, new: &BTreeSet<Frontend>) {
+        let Some(revision) = self.slices.revision_of(service) else { return };
+        for name in self.vips_of_service.get(service).into_iter().flatten() {
+            let Some(vip) = self.vips.get_mut(name) else { continue };
+            if vip.bound.get(service).is_some_and(|b| b.iter().any(|b| new.contains(&b.frontend))) {
+                vip.bound_revision = revision;
+            }
+        }
     }
 
     fn plan_node(&mut self, name: &str, vips_ready: bool, now: &Now) -> Option<Output> {
@@ -501,9 +506,7 @@ fn event(
 }
 
 /// The frontends on virtual IPs in a plan.
-fn on_virtual_ips<'a>(
-    parts: impl Iterator<Item = &'a nodenet_crds::ServicePlan>,
-) -> BTreeSet<nodenet_crds::Frontend> {
+fn on_virtual_ips<'a>(parts: impl Iterator<Item = &'a nodenet_crds::ServicePlan>) -> BTreeSet<Frontend> {
     use nodenet_crds::FrontendKind::{VirtualIP, VirtualIPNodePort};
     let all = parts.flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
     all.filter(|f| matches!(f.kind, VirtualIP | VirtualIPNodePort)).cloned().collect()

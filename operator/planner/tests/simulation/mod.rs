@@ -47,6 +47,8 @@ pub struct Agent {
     pub obeys: bool,
     /// It reports what it has.
     pub reports: bool,
+    /// It programs virtual servers.
+    pub programs: bool,
     spec: Option<NodeNetState>,
     /// Address -> when it runs out.
     kernel: BTreeMap<String, Duration>,
@@ -305,6 +307,7 @@ impl Cluster {
                 connected: true,
                 obeys: true,
                 reports: true,
+                programs: true,
                 spec: None,
                 kernel: BTreeMap::new(),
                 renewed: s(0),
@@ -554,7 +557,7 @@ impl Cluster {
         let status = agent.spec.as_ref().filter(|_| online && agent.obeys && agent.reports).map(|read| {
             NodeNetStateStatus {
                 observed_generation: read.metadata.generation,
-                slice_revision: Some(i64::MAX >> 8),
+                slice_revision: Some(if agent.programs { i64::MAX >> 8 } else { 0 }),
                 interfaces: state.as_ref().and_then(|s| s.status.as_ref()).map_or_else(
                     || {
                         let node = ObjectRef::cluster(Kind::Node, name);
