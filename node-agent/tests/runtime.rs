@@ -12,7 +12,7 @@ use std::time::Duration;
 use api::Api;
 use node::{NODE, Node, slice, spec, until};
 use nodenet_agent::agent::journal::SERVICES;
-use nodenet_agent::kernel::fake::FakeKernel;
+use nodenet_agent::kernel::fake::{FakeKernel, Fault};
 use nodenet_agent::kernel::{Committed, Kernel, KernelError};
 use nodenet_agent::state::{NodeState, Operation, Scope, Transaction, VirtualServerKey};
 
@@ -438,6 +438,156 @@ async fn a_stuck_address_lane_stops_the_lease() {
     hold.wait();
     until("renewals go on", || api.leases().len() > before).await;
     thread.join().unwrap();
+    agent.stop().await;
+}
+
+/// A kernel that refuses virtual servers at one port.
+struct Refusing {
+    kernel: FakeKernel,
+    port: u16,
+}
+
+impl Kernel for Refusing {
+    fn observe(&mut self, scope: &Scope) -> Result<NodeState, KernelError> {
+        self.kernel.observe(scope)
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Committed {
+        let refused = |o: &Operation| match o {
+            Operation::AddVirtualServer(VirtualServerKey::Address(_, _, port), _)
+            | Operation::AddRealServer(VirtualServerKey::Address(_, _, port), ..) => *port == self.port,
+            _ => false,
+        };
+        let (no, yes): (Vec<_>, Vec<_>) = transaction.operations().iter().cloned().partition(refused);
+        let mut committed = self.kernel.commit(&Transaction::new(yes));
+        for operation in no {
+            if matches!(operation, Operation::AddVirtualServer(..)) {
+                let error = KernelError::Refused {
+                    operation: "add",
+                    object: "virtual server".into(),
+                    errno: libc::EINVAL,
+                    message: Some("no such luck".into()),
+                };
+                committed.failed.push((operation, error));
+            }
+        }
+        committed
+    }
+}
+
+#[tokio::test]
+async fn what_the_kernel_refuses_is_reported_and_stops_nothing_else() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    api.put("nodenetslices", "s2", 1, slice(2, 1, &["10.244.1.1"]));
+    let refusing = Refusing { kernel: node.kernel.clone(), port: 30001 };
+    let agent = node.start_with(&api, node.config(), Box::new(node.kernel.clone()), Box::new(refusing)).await;
+    until("the others", || node.servers() == 3).await;
+    until("the condition", || api.condition("VirtualServersReady")["reason"] == "KernelRefused").await;
+    let words = api.condition("VirtualServersReady")["message"].to_string();
+    assert!(words.contains("no such luck"), "{words}");
+    assert_eq!(api.condition("PacketFilterReady")["status"], "True");
+    until("the count", || api.status()["summary"]["virtualServers"] == "3/4").await;
+    assert_eq!(api.status()["virtualServers"]["failed"], 1);
+    assert!(api.status()["failures"][0]["message"].as_str().unwrap().contains("no such luck"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_busy_kernel_is_tried_again_until_all_is_done() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    for n in 1..=5 {
+        api.put("nodenetslices", &format!("s{n}"), 1, slice(n, 1, &["10.244.1.1", "10.244.1.2"]));
+    }
+    for nth in [0, 3, 8, 20, 25, 30, 41, 42, 43, 50] {
+        let fault = if nth % 2 == 0 { Fault::Refused(libc::EBUSY) } else { Fault::AnswerLost };
+        node.kernel.fail_nth(nth, fault);
+    }
+    for nth in [1, 2, 3, 7] {
+        node.kernel.fail_nth_observation(nth, libc::EINTR);
+    }
+    let agent = node.start(&api).await;
+    synced(&api, &node, 10).await;
+    until("real servers", || node.kernel.state().virtual_servers.values().all(|v| v.real_servers.len() == 2))
+        .await;
+    until("the address", || node.has(VIP)).await;
+    until("no failure is left", || api.status()["failures"].is_null()).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_status_that_says_nothing_new_is_not_written() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    until("Active", || vip(&api)["state"] == "Active").await;
+    let leases = api.leases().len();
+    until("a renewal", || api.leases().len() > leases).await;
+    let (writes, leases) = (api.status_writes(), api.leases().len());
+    // Ten times the coalescing time, and many renewals of the address.
+    until("more renewals", || api.leases().len() > leases + 1).await;
+    assert_eq!(api.status_writes(), writes);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_that_is_silent_is_said_to_be() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    let mut config = node.config();
+    (config.operator_look, config.operator_limit) = (Duration::from_millis(100), Duration::from_millis(500));
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    until("OperatorSilent", || api.condition("OperatorSilent")["status"] == "True").await;
+    let words = api.condition("OperatorSilent")["message"].to_string();
+    assert!(words.contains("nodenet-system/nodenet-operator"), "{words}");
+    until("Ready stays", || api.condition("Ready")["status"] == "True").await;
+    assert_eq!(api.condition("Ready")["reason"], "OperatorSilent");
+    agent.stop().await;
+}
+
+/// What `path` answers.
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_served() {
+    let (api, node) = (Api::start().await, Node::new());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut config = node.config();
+    config.http_address = Some(port);
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    until("the port", || std::net::TcpStream::connect(port).is_ok()).await;
+    let answer = get(port, "/readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("nothing is synchronised yet"), "{answer}");
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    synced(&api, &node, 2).await;
+    for path in ["/readyz", "/livez", "/healthz"] {
+        let answer = get(port, path).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    let metrics = get(port, "/metrics").await;
+    for name in [
+        "nodenet_agent_kernel_operations_total{operation=\"add_virtual_server\"} 2",
+        "nodenet_agent_network_programming_duration_seconds_count 1",
+        "nodenet_agent_addresses_held 1",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
     agent.stop().await;
 }
 

@@ -45,7 +45,8 @@ impl Pending {
     pub fn facts(&mut self, addresses: &AddressFacts, services: &ServiceFacts, source: &SourceFacts) {
         let empty = NodeNetStateStatus::default();
         let previous = self.wanted.as_ref().or(self.written.as_ref()).unwrap_or(&empty);
-        let now = Time(Timestamp::now());
+        // The API keeps whole seconds: what comes back must equal what was written.
+        let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH));
         self.wanted = Some(status::compose(previous, addresses, services, source, &now));
     }
 

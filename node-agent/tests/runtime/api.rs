@@ -37,7 +37,8 @@ impl Api {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let api = Self { address, shared: Arc::default(), changes: broadcast::channel(10_000).0 };
+        let shared = Arc::new(Mutex::new(Shared { version: 1, ..Shared::default() }));
+        let api = Self { address, shared, changes: broadcast::channel(10_000).0 };
         let router = Router::new()
             .route("/apis/nodenet.dev/v1alpha1/{plural}", get(list))
             .route("/apis/nodenet.dev/v1alpha1/nodenetstates/{name}/status", patch(status))
@@ -168,7 +169,7 @@ async fn list(State(api): State<Api>, Path(plural): Path<String>, uri: axum::htt
     let kind = if plural == "nodenetstates" { "NodeNetStateList" } else { "NodeNetSliceList" };
     answer(json!({
         "apiVersion": "nodenet.dev/v1alpha1", "kind": kind,
-        "metadata": {"resourceVersion": shared.version.max(1).to_string()}, "items": items,
+        "metadata": {"resourceVersion": shared.version.to_string()}, "items": items,
     }))
 }
 
