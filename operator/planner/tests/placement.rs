@@ -296,6 +296,21 @@ fn an_interface_that_goes_down_moves_the_addresses() {
 }
 
 #[test]
+fn a_preferred_node_gets_its_addresses_back_soon_after_its_interface_is_up_again() {
+    let mut c = cluster(2);
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.priorities = vec![prefer("n1", 200)];
+    c.put(vip);
+    c.run(s(5));
+    c.set_interface("n1", false);
+    c.run(s(10));
+    assert_eq!(c.active("web"), ["n2"]);
+    c.set_interface("n1", true);
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n1"], "an interface that is up again is no fault to be waited for");
+}
+
+#[test]
 fn a_deleted_node_hands_over_before_its_state_goes() {
     let mut c = cluster(2);
     c.put(virtual_ip("web", &[ADDRESS]));

@@ -554,6 +554,7 @@ impl Cluster {
         if refresh {
             agent.refreshed = now;
         }
+        let down = state.as_ref().and_then(|s| s.status.as_ref()).is_some_and(|s| s.interfaces.iter().any(|i| !i.up));
         let status = agent.spec.as_ref().filter(|_| online && agent.obeys && agent.reports).map(|read| {
             NodeNetStateStatus {
                 observed_generation: read.metadata.generation,
@@ -580,6 +581,7 @@ impl Cluster {
                     .map(|v| VirtualIPOnNode {
                         name: v.name.clone(),
                         state: match v.state {
+                            _ if down => VirtualIPState::Fault,
                             AssignedState::Active => VirtualIPState::Active,
                             AssignedState::Backup => VirtualIPState::Backup,
                         },
