@@ -55,9 +55,10 @@ enum Call {
         per_second: u32,
         target: SocketAddr,
     },
-    /// Waits until the IPVS table is that large.
-    AwaitCounts {
-        servers: usize,
+    /// Waits until TCP virtual servers at consecutive addresses have their real servers.
+    AwaitRange {
+        first: SocketAddr,
+        count: u32,
         destinations: usize,
         #[arg(long, default_value_t = 60)]
         timeout_seconds: u64,
@@ -110,8 +111,9 @@ fn main() -> ExitCode {
             traffic::probe(transport, target, per_second);
             Ok(0)
         }
-        Call::AwaitCounts { servers, destinations, timeout_seconds } => {
-            ipvs_watch::wait_for_counts(servers, destinations, Duration::from_secs(timeout_seconds)).map(code)
+        Call::AwaitRange { first, count, destinations, timeout_seconds } => {
+            let timeout = Duration::from_secs(timeout_seconds);
+            ipvs_watch::wait_for_range(first, count, destinations, timeout).map(code)
         }
         Call::AwaitDestination { server, destination, absent, timeout_seconds } => {
             let timeout = Duration::from_secs(timeout_seconds);

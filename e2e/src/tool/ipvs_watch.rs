@@ -35,33 +35,65 @@ mod ip_vs {
     pub const DEST_WEIGHT: u16 = 4;
 }
 
-/// Prints `ready`, waits until the table has that many virtual and real servers, and prints `seen` (or
-/// `timeout`), both counts, and the time between the last two looks in milliseconds: how exact that is. A look
-/// at 2,000 virtual servers with 10 real servers each costs 30 to 50 ms here, so that looks keep a distance
-/// which leaves the program under test five sixths of the processor.
+/// Prints `ready`, waits until `count` TCP virtual servers at consecutive addresses have that many real servers
+/// each, and prints `seen` (or `timeout`), for how many milliseconds that has been so at the most, and how often
+/// it has asked.
+///
+/// It asks for one virtual server every 5 ms, the last address first, so that it leaves the processor to the
+/// program under test: a look at 2,000 virtual servers with 10 real servers each costs 30 to 50 ms. When that
+/// one is complete it looks at the whole table once, and asks for the next that is not complete if there is one.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub fn wait_for_counts(servers: usize, destinations: usize, timeout: Duration) -> Result<bool, ToolError> {
-    let table = "/proc/net/ip_vs";
+pub fn wait_for_range(
+    first: SocketAddr,
+    count: u32,
+    destinations: usize,
+    timeout: Duration,
+) -> Result<bool, ToolError> {
+    let mut ipvs = Ipvs::open().during("open", "netlink")?;
     let begin = Instant::now();
-    let mut last = begin;
+    let mut waited = true;
+    let mut left = count;
+    let mut asked = ASKED_AT_FIRST;
     say("ready");
-    loop {
+    while let Some(number) = left.checked_sub(1) {
+        let server = SocketAddr::new(later(first.ip(), number), first.port());
         let look = Instant::now();
-        let text = fs::read_to_string(table).during("read", table)?;
-        let lines =
-            |starts: &[&str]| text.lines().filter(|line| starts.iter().any(|s| line.starts_with(s))).count();
-        // The first three lines are the heading, one of which starts with an arrow.
-        let seen = (lines(&["TCP", "UDP"]), lines(&["  ->"]).saturating_sub(1));
-        let done = seen.0 >= servers && seen.1 >= destinations;
-        if done || begin.elapsed() > timeout {
-            let word = if done { "seen" } else { "timeout" };
-            say(&format!("{word} {} {} {}", seen.0, seen.1, last.elapsed().as_millis()));
-            return Ok(done);
+        asked += 1;
+        if ipvs.destinations(server).during("ask for", server)?.len() >= destinations {
+            left = number;
+            if std::mem::take(&mut waited) && real_servers()? >= destinations * count as usize {
+                say(&format!("seen {} {asked}", look.elapsed().as_millis()));
+                return Ok(true);
+            }
+            continue;
         }
-        last = look;
-        std::thread::sleep((look.elapsed() * 5).max(Duration::from_millis(10)));
+        if begin.elapsed() > timeout {
+            say(&format!("timeout 0 {asked}"));
+            return Ok(false);
+        }
+        waited = true;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The last was completed while all others were walked through.
+    say(&format!("seen 0 {asked}"));
+    Ok(true)
+}
+
+/// How many real servers the table has.
+fn real_servers() -> Result<usize, ToolError> {
+    let table = "/proc/net/ip_vs";
+    let text = fs::read_to_string(table).during("read", table)?;
+    // One line of the heading starts with an arrow too.
+    Ok(text.lines().filter(|line| line.starts_with("  ->")).count().saturating_sub(1))
+}
+
+/// The address that comes so many places after.
+fn later(ip: IpAddr, places: u32) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => IpAddr::V4(u32::from(ip).wrapping_add(places).into()),
+        IpAddr::V6(ip) => IpAddr::V6(u128::from(ip).wrapping_add(places.into()).into()),
     }
 }
 
@@ -78,12 +110,13 @@ pub fn wait_for_destination(
 ) -> Result<bool, ToolError> {
     let mut ipvs = Ipvs::open().during("open", "netlink")?;
     let begin = Instant::now();
-    let mut asked = 0;
+    let mut asked = ASKED_AT_FIRST;
     say("ready");
     loop {
         asked += 1;
-        let found = ipvs.has(server, destination).during("ask for", server)?;
-        if found == present {
+        let wanted = (address(destination.ip()).to_vec(), destination.port().to_be_bytes().to_vec());
+        let found = ipvs.destinations(server).during("ask for", server)?;
+        if found.contains(&wanted) == present {
             say(&format!("seen {asked}"));
             return Ok(true);
         }
@@ -94,6 +127,9 @@ pub fn wait_for_destination(
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// The family's number is asked for when the socket is opened.
+const ASKED_AT_FIRST: usize = 1;
 
 fn say(text: &str) {
     // Whoever reads this may be gone; then nobody needs it.
@@ -121,8 +157,8 @@ impl Ipvs {
         Ok(ipvs)
     }
 
-    /// Whether the virtual server exists and has that real server in use.
-    fn has(&mut self, server: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+    /// The real servers in use (with a weight above 0) of a virtual server; none when there is no such.
+    fn destinations(&mut self, server: SocketAddr) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         const AF_INET: u16 = 2;
         const AF_INET6: u16 = 10;
         const TCP: u16 = 6;
@@ -136,11 +172,11 @@ impl Ipvs {
         .concat();
         let request = attribute(ip_vs::SERVICE | netlink::NESTED, &inner);
         self.ask(self.family, netlink::REQUEST | netlink::DUMP, ip_vs::GET_DEST, &request)?;
-        let mut found = false;
+        let mut found = Vec::new();
         loop {
             let messages = match self.receive() {
                 // There is no such virtual server (yet).
-                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(false),
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(found),
                 messages => messages?,
             };
             if messages.is_empty() {
@@ -148,9 +184,10 @@ impl Ipvs {
             }
             for message in &messages {
                 let Some(dest) = find(message, ip_vs::DEST) else { continue };
-                let same = find(dest, ip_vs::DEST_ADDRESS) == Some(&address(destination.ip()))
-                    && find(dest, ip_vs::DEST_PORT) == Some(&destination.port().to_be_bytes());
-                found |= same && find(dest, ip_vs::DEST_WEIGHT) != Some(&[0; 4]);
+                let part = |kind| find(dest, kind).unwrap_or_default().to_vec();
+                if part(ip_vs::DEST_WEIGHT) != [0; 4] {
+                    found.push((part(ip_vs::DEST_ADDRESS), part(ip_vs::DEST_PORT)));
+                }
             }
         }
     }

@@ -60,7 +60,7 @@ pub(super) struct Figures {
     pub(super) first_sync_seconds: Samples,
     /// From the start of the process until the set of service addresses is full too.
     pub(super) complete_seconds: Samples,
-    /// How exact each first sync is: the time between the last two looks.
+    /// How much earlier it may have been: the time that the last look took.
     pub(super) first_sync_resolution_seconds: Samples,
     /// Processor time of the program and of those it has started.
     pub(super) first_sync_processor_seconds: Samples,

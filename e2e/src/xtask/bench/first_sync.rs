@@ -21,8 +21,10 @@ pub(super) struct FirstSync {
     pub(super) started: Started,
     /// From its start to the look that saw everything.
     pub(super) took: Duration,
-    /// Between that look and the one before it.
+    /// How long that look took: so much earlier it may have been.
     pub(super) resolution: Duration,
+    /// Netlink messages of the watcher, a send each.
+    pub(super) asked: f64,
     begin: Instant,
 }
 
@@ -61,14 +63,15 @@ pub(super) fn publish(lab: &Lab, nodenet: &Nodenet, load: &Load) -> anyhow::Resu
 /// Starts the program and waits until its node's table is complete. The host's clock measures both ends; the
 /// watcher in the guest says when.
 pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSync> {
-    let (servers, destinations) = bench.plan.load.counts();
+    let load = &bench.plan.load;
     let argv = [
         lab_tool()?.display().to_string(),
-        "await-counts".into(),
+        "await-range".into(),
         "--timeout-seconds".into(),
         PATIENCE.as_secs().to_string(),
-        servers.to_string(),
-        destinations.to_string(),
+        load.server(0).to_string(),
+        load.services.to_string(),
+        load.endpoints.to_string(),
     ];
     let exec = Exec::new(argv).within(peer.node());
     let channel = bench.lab.guest().channel().clone();
@@ -90,9 +93,16 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSyn
     let (line, end) = heard.recv().context("the watcher of the IPVS table went away")?;
     watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
     let words: Vec<&str> = line.split(' ').collect();
-    let &["seen", _, _, gap] = words.as_slice() else {
+    let &["seen", look, asked] = words.as_slice() else {
         let name = peer.name();
         bail!("{name} did not finish its first sync within {} s: {line}", PATIENCE.as_secs());
     };
-    Ok(FirstSync { started, took: end - begin, resolution: Duration::from_millis(gap.parse()?), begin })
+    let resolution = Duration::from_millis(look.parse()?);
+    Ok(FirstSync {
+        started,
+        took: (end - begin).saturating_sub(resolution),
+        resolution,
+        asked: asked.parse()?,
+        begin,
+    })
 }

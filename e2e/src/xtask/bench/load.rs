@@ -74,11 +74,6 @@ impl Load {
         SocketAddr::new(self.address(number, self.endpoints).into(), TARGET)
     }
 
-    /// Virtual servers and real servers in the kernel when all is there; `kubernetes` comes on top.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.services, self.services * self.endpoints)
-    }
-
     fn slice_endpoints(&self, number: usize, count: usize) -> Vec<Value> {
         (0..count)
             .map(|endpoint| {

@@ -68,15 +68,16 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
     let tap = cost::Tap::start(&place)?;
     let writes = metrics::writes(&bench.lab)?;
     let what = format!("{}: counting a first sync on {}", peer.name(), peer.node());
-    let started = step(&what, || {
+    let first = step(&what, || {
         let first = first_sync::measure(bench, peer)?;
         cost::rest(&place, first.started.id(), REST)?;
-        anyhow::Ok(first.started)
+        anyhow::Ok(first)
     })?;
+    let started = &first.started;
     let requests = tap.read()?;
-    figures.first_sync_messages.push(requests.messages);
+    figures.first_sync_messages.push(requests.messages - first.asked);
     figures.first_sync_changing_messages.push(requests.changes);
-    figures.first_sync_sends.push(requests.sends);
+    figures.first_sync_sends.push(requests.sends - first.asked);
     if peer.writes() {
         figures.first_sync_api_writes.push(metrics::writes(&bench.lab)?.all - writes.all);
     }
@@ -96,7 +97,9 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
             // The watcher only asks.
             figures.change_messages.push(after.messages - before.messages - change.asked);
             figures.change_changing_messages.push(after.changes - before.changes);
-            figures.change_programs.push(cost::since(cost::programs(&bench.lab)?, &programs).values().sum());
+            figures
+                .change_programs
+                .push(cost::since(cost::programs(&bench.lab)?, &programs).values().sum::<f64>().abs());
             if peer.writes() {
                 figures.change_api_writes.push(metrics::writes(&bench.lab)?.planned - writes.planned);
             }
@@ -105,7 +108,7 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
     })?;
     change::restore(bench, peer, changes)?;
     tap.stop()?;
-    end(&place, &started)
+    end(&place, started)
 }
 
 /// Ends the program and empties the table: the kernel walks all of them, of all nodes, every two seconds.

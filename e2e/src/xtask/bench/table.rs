@@ -48,7 +48,7 @@ type Row = (&'static str, usize, fn(&Figures) -> Samples);
 
 const ROWS: &[Row] = &[
     ("first sync: all real servers stand, s", 2, |f| f.first_sync_seconds.clone()),
-    ("exact to, s", 2, |f| f.first_sync_resolution_seconds.clone()),
+    ("at most so much earlier, s", 2, |f| f.first_sync_resolution_seconds.clone()),
     ("first sync: sets are full too, s", 2, |f| f.complete_seconds.clone()),
     ("processor time of it, s", 2, |f| f.first_sync_processor_seconds.clone()),
     ("programs started", 0, |f| f.first_sync_programs.clone()),
