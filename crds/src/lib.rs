@@ -8,6 +8,9 @@
 //! Rules that span fields are CEL in the schema ([`rules`]) and the same rules again in [`validate`], because
 //! API servers before 1.25 drop CEL and an offline reader has no API server at all.
 
+// Columns are attributes of one name with the same keys: that is how the derive takes several of them.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod conditions;
 mod node_net_slice;
 mod node_net_state;
