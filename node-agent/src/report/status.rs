@@ -134,9 +134,10 @@ fn shorten(text: &mut String, max: usize) {
 
 /// Whether `new` must be written at once: somebody waits for what changed.
 pub fn urgent(old: &NodeNetStateStatus, new: &NodeNetStateStatus) -> bool {
-    let conditions = |s: &NodeNetStateStatus| -> Vec<(String, String, String)> {
+    // `kubectl wait` takes a condition for old while its generation is.
+    let conditions = |s: &NodeNetStateStatus| -> Vec<(String, String, String, Option<i64>)> {
         let key = |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
-            (c.type_.clone(), c.status.clone(), c.reason.clone())
+            (c.type_.clone(), c.status.clone(), c.reason.clone(), c.observed_generation)
         };
         s.conditions.iter().map(key).collect()
     };
@@ -262,5 +263,8 @@ mod tests {
         let status = compose(&Default::default(), &addresses, &services, &Default::default(), &at(1));
         assert_eq!(status.observed_generation, Some(2));
         assert!(status.conditions.iter().all(|c| c.observed_generation == Some(1)));
+        services.generation = Some(2);
+        let next = compose(&status, &addresses, &services, &Default::default(), &at(2));
+        assert!(urgent(&status, &next), "whoever waits for a condition of this generation is told at once");
     }
 }
