@@ -107,6 +107,8 @@ fn removes(operation: &Operation, case: &Case) -> bool {
     match operation {
         Operation::DeleteAddress(key, _) => !case.desired.addresses.contains_key(key),
         Operation::ReplaceRules(_, rules) => *rules == Default::default(),
+        // A new virtual server forgets who sent to its address before.
+        Operation::ForgetConnections(key, None) => !case.desired.virtual_servers.contains_key(key),
         Operation::DeleteLink(_)
         | Operation::DestroySet(_)
         | Operation::DeleteEntry(..)

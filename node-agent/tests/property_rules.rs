@@ -401,6 +401,17 @@ fn rule_9_backends_of_udp_go_at_once_with_their_tracked_connections() {
 }
 
 #[test]
+fn rule_9_who_sent_to_udp_before_the_virtual_server_was_there_is_translated_from_now_on() {
+    let mut agent = Agent::new();
+    let frontends = vec![frontend(FrontendKind::ClusterIP, Some("10.96.0.10"), 53)];
+    let dns =
+        plan("dns", 1, vec![port(Transport::UDP, frontends, vec![endpoint("10.244.2.1", 53, "node-2")])]);
+    agent.read(&spec(), &[("a", slice(1, vec![dns]))]);
+    let done = agent.settle_all();
+    assert_eq!(done.last(), Some(&Operation::ForgetConnections(udp("10.96.0.10", 53), None)));
+}
+
+#[test]
 fn rule_9_a_changed_scheduler_and_a_moved_plan_keep_every_real_server() {
     let mut agent = Agent::new();
     agent.read(&spec(), &two_services());

@@ -58,6 +58,11 @@ fn one(
                 None => {
                     context.draining.keep(key, |_| false);
                     operations.push(Operation::AddVirtualServer(key, without_real_servers(wanted)));
+                    // A client that sent before there was a virtual server has a tracked connection that went through no
+                    // translation, and would never be masqueraded as long as it keeps sending.
+                    if !ends_by_itself(&key) {
+                        operations.push(Operation::ForgetConnections(key, None));
+                    }
                 }
                 Some(there) if !same(wanted, there) => {
                     operations.push(Operation::SetVirtualServer(key, without_real_servers(wanted)));
