@@ -160,7 +160,7 @@ impl StateInfo {
                 self.interfaces_since = now;
             }
             for v in &after.virtual_ips {
-                if v.state == VirtualIPState::Fault {
+                if v.state == VirtualIPState::Fault && !for_a_dead_link(v, after) {
                     self.faults.insert(v.name.clone(), now);
                 }
             }
@@ -262,6 +262,13 @@ impl StateInfo {
     pub(crate) fn reported(&self) -> Option<&NodeNetStateStatus> {
         self.status.as_ref().filter(|s| !s.interfaces.is_empty())
     }
+}
+
+/// Whether a fault is no more than an interface that is down: that is over as soon as the interface is up again.
+fn for_a_dead_link(fault: &VirtualIPOnNode, status: &NodeNetStateStatus) -> bool {
+    let carries =
+        |name: &str| fault.addresses.is_empty() || fault.addresses.iter().any(|a| a.interface == name);
+    status.interfaces.iter().any(|i| !i.up && carries(&i.name))
 }
 
 /// Whether a node can carry the addresses of a virtual IP.

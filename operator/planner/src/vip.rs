@@ -141,7 +141,12 @@ pub(crate) fn candidates(
         } else {
             (Standing::Well, String::new())
         };
-        let mut unable = |why: String| (standing, against) = (Standing::Unable, why);
+        // The first cause counts: an agent also reports a fault where its interface is down.
+        let mut unable = |why: String| {
+            if standing != Standing::Unable {
+                (standing, against) = (Standing::Unable, why);
+            }
+        };
         match fit(Some(info), state, addresses, in_force.interface.as_deref()) {
             Fit::Yes { down: None } => {}
             Fit::Yes { down: Some(interface) } => unable(format!("its interface {interface} is down")),

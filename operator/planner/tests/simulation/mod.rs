@@ -554,7 +554,10 @@ impl Cluster {
         if refresh {
             agent.refreshed = now;
         }
-        let down = state.as_ref().and_then(|s| s.status.as_ref()).is_some_and(|s| s.interfaces.iter().any(|i| !i.up));
+        let down = state
+            .as_ref()
+            .and_then(|s| s.status.as_ref())
+            .is_some_and(|s| s.interfaces.iter().any(|i| !i.up));
         let status = agent.spec.as_ref().filter(|_| online && agent.obeys && agent.reports).map(|read| {
             NodeNetStateStatus {
                 observed_generation: read.metadata.generation,
@@ -615,8 +618,12 @@ impl Cluster {
     /// Changes what the agent of a node reports of its interface.
     pub fn set_interface(&mut self, node: &str, up: bool) {
         let mut state = self.state(node).cloned().unwrap();
-        for i in &mut state.status.as_mut().unwrap().interfaces {
+        let status = state.status.as_mut().unwrap();
+        for i in &mut status.interfaces {
             i.up = up;
+        }
+        for v in status.virtual_ips.iter_mut().filter(|v| up && v.state == VirtualIPState::Fault) {
+            v.state = VirtualIPState::Backup;
         }
         self.put(state);
     }
