@@ -13,8 +13,13 @@ use nodenet_crds::{
 
 use crate::Settings;
 
-/// How long a node that reported a fault with a virtual IP is only a last resort for it.
-pub(crate) const FAULT_RETRY: Duration = Duration::from_secs(300);
+/// How long a node that reported a fault with a virtual IP is only a last resort for it: this long after the first one,
+/// twice as long after each further one, and at most [`FAULT_PAUSE_MAX`]. A node whose fault shows only while it holds
+/// the addresses would otherwise take them back at once, again and again.
+const FAULT_PAUSE: Duration = Duration::from_secs(5);
+const FAULT_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A node without a fault for this long begins anew.
+const FAULT_FORGOTTEN: Duration = Duration::from_secs(900);
 /// Most ranges of one list (the schema's bound).
 const CIDRS_MAX: usize = 16;
 
@@ -79,10 +84,19 @@ pub(crate) struct StateInfo {
     /// Addresses that an earlier spec let the node hold, and the first generation that does not: until the agent has
     /// confirmed that generation it may have them.
     ghosts: BTreeMap<IpAddr, i64>,
-    /// When a fault was reported last, by virtual IP (monotonic).
-    faults: BTreeMap<String, Duration>,
+    /// Faults that were reported, by virtual IP.
+    faults: BTreeMap<String, Faults>,
     /// Since when the reported interfaces are as they are (monotonic).
     pub(crate) interfaces_since: Duration,
+}
+
+/// Faults of one virtual IP on one node.
+#[derive(Debug, Default)]
+struct Faults {
+    /// When one was reported last (monotonic).
+    last: Duration,
+    /// How many began lately.
+    count: u32,
 }
 
 /// What a new version of a NodeNetState changed.
@@ -161,7 +175,16 @@ impl StateInfo {
             }
             for v in &after.virtual_ips {
                 if v.state == VirtualIPState::Fault && !for_a_dead_link(v, after) {
-                    self.faults.insert(v.name.clone(), now);
+                    let known = before
+                        .virtual_ips
+                        .iter()
+                        .any(|b| b.name == v.name && b.state == VirtualIPState::Fault);
+                    let faults = self.faults.entry(v.name.clone()).or_default();
+                    if !known {
+                        let forgotten = now.saturating_sub(faults.last) >= FAULT_FORGOTTEN;
+                        faults.count = if forgotten { 1 } else { faults.count.saturating_add(1) };
+                    }
+                    faults.last = now;
                 }
             }
             if before.observed_generation != after.observed_generation
@@ -255,7 +278,9 @@ impl StateInfo {
 
     /// Until when the node is only a last resort for a virtual IP, because of a fault that it reported.
     pub(crate) fn faulty_until(&self, virtual_ip: &str) -> Option<Duration> {
-        self.faults.get(virtual_ip).map(|t| *t + FAULT_RETRY)
+        let faults = self.faults.get(virtual_ip)?;
+        let doubled = FAULT_PAUSE * 2_u32.saturating_pow(faults.count.saturating_sub(1).min(10));
+        Some(faults.last + doubled.min(FAULT_PAUSE_MAX))
     }
 
     /// Whether the agent has reported its interfaces.
@@ -351,5 +376,44 @@ pub(crate) fn plan_node(
         kernel: KernelRequirements { modules, sysctls: settings.sysctls.clone() },
         cluster_cidrs: ranges(&settings.cluster_cidrs),
         pod_cidrs: ranges(&node.pod_cidrs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reports(fault: bool) -> NodeNetState {
+        let mut state = NodeNetState::new("a", NodeNetStateSpec::default());
+        state.status = Some(NodeNetStateStatus {
+            virtual_ips: vec![VirtualIPOnNode {
+                name: "web".into(),
+                state: if fault { VirtualIPState::Fault } else { VirtualIPState::Backup },
+                message: None,
+                addresses: Vec::new(),
+            }],
+            ..Default::default()
+        });
+        state
+    }
+
+    #[test]
+    fn a_node_that_fails_again_and_again_is_a_last_resort_for_longer_and_longer() {
+        let mut state = StateInfo::default();
+        let s = Duration::from_secs;
+        assert_eq!(state.faulty_until("web"), None);
+        let mut now = s(1000);
+        for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
+            state.observe(reports(true), false, now);
+            assert_eq!(state.faulty_until("web"), Some(now + s(pause)));
+            now += s(1);
+            state.observe(reports(false), false, now);
+            now += s(1);
+        }
+        now += FAULT_FORGOTTEN;
+        state.observe(reports(true), false, now);
+        assert_eq!(state.faulty_until("web"), Some(now + s(5)), "long ago is forgotten");
+        state.observe(reports(true), false, now + s(30));
+        assert_eq!(state.faulty_until("web"), Some(now + s(35)), "one fault that lasts is one fault");
     }
 }
