@@ -1,0 +1,262 @@
+//! Puts the agent together: two lanes on threads of their own, and everything that speaks to the API server on one.
+
+mod desired;
+mod reporting;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kube::Api;
+use tokio::sync::{mpsc, watch};
+
+use self::desired::{Arrived, Seen, cold_start, sink};
+use self::reporting::{Publishing, keep_lease, publish_events, watch_source};
+use super::address_lane::{self, AddressLane};
+use super::journal::{ADDRESSES, JournalFile, SERVICES};
+use super::lock::{Lock, LockError};
+use super::machine::Machine;
+use super::service_lane::{self, ServiceLane};
+use super::wire::Wire;
+use crate::kernel::Kernel;
+use crate::report::events::Events;
+use crate::report::facts::{AddressFacts, ServiceFacts, SourceFacts};
+use crate::report::health::{Health, Pulse};
+use crate::report::http::{self, ListenError};
+use crate::report::lease::{NodeLease, Pace};
+use crate::report::metrics::{Lane, Metrics};
+use crate::report::publisher::Pending;
+use crate::resolve::{Options, Resolver};
+use crate::source::Origin;
+use crate::source::api_servers::ApiServers;
+use crate::source::store::Store;
+use crate::source::watch::Watch;
+
+/// Longest time without a look at everything that the health check takes for life.
+const SERVICES_LIMIT: Duration = Duration::from_secs(60);
+
+/// How the agent runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node.
+    pub node: String,
+    /// Where the last desired state is kept.
+    pub state_dir: PathBuf,
+    /// Where the journals are.
+    pub run_dir: PathBuf,
+    /// Namespace of the node's Lease.
+    pub node_namespace: String,
+    /// Namespace of the operator's Lease.
+    pub operator_namespace: String,
+    /// Where health and metrics are served; nowhere without it.
+    pub http_address: Option<SocketAddr>,
+    /// How services are resolved.
+    pub resolver: Options,
+    /// Times of the address lane.
+    pub addresses: address_lane::Times,
+    /// Times of the service lane.
+    pub services: service_lane::Times,
+    /// How long a real server on its way out may keep connections.
+    pub drain_timeout: Duration,
+    /// Time between writes of a status that nobody waits for.
+    pub coalesce: Duration,
+    /// How long changes are collected before they go to disk.
+    pub collect: Duration,
+    /// How long the API server may take to give the whole state before the copy on disk is put into force.
+    pub grace: Duration,
+    /// Time between looks at the operator's Lease.
+    pub operator_look: Duration,
+    /// How long the operator may be silent before it is said.
+    pub operator_limit: Duration,
+}
+
+/// The kernel and the links, as the lanes see them.
+pub struct Machinery {
+    /// Kernel of the address lane.
+    pub addresses: Box<dyn Kernel>,
+    /// Kernel of the service lane.
+    pub services: Box<dyn Kernel>,
+    /// Makes the links and whatever tells of changes. Gets the address lane's inbox.
+    #[allow(clippy::type_complexity)]
+    pub links: Box<dyn FnOnce(Sender<address_lane::Message>) -> Box<dyn Wire> + Send>,
+}
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A folder cannot be made.
+    #[error("create {path}: {source}", path = .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Another agent runs, or the lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Health and metrics cannot be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A thread cannot be started.
+    #[error("start the {lane} lane: {source}")]
+    Thread {
+        /// Which.
+        lane: &'static str,
+        /// Cause.
+        source: std::io::Error,
+    },
+}
+
+/// Runs until `stop` is ready. What is in the kernel stays there.
+pub async fn run(
+    config: Config,
+    servers: ApiServers,
+    machinery: Machinery,
+    metrics: Arc<Metrics>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    fs::create_dir_all(&config.run_dir)
+        .map_err(|source| RunError::Folder { path: config.run_dir.clone(), source })?;
+    let _lock = Lock::take(&config.run_dir)?;
+    let health = Arc::new(Health {
+        services_limit: (config.services.verify * 2).max(SERVICES_LIMIT),
+        ..Health::default()
+    });
+    let listener = match config.http_address {
+        Some(address) => Some(http::listen(address).await?),
+        None => None,
+    };
+
+    let (to_addresses, address_inbox) = std::sync::mpsc::channel();
+    let (to_services, service_inbox) = std::sync::mpsc::channel();
+    let (address_facts, addresses) = watch::channel(AddressFacts::default());
+    let (service_facts, services) = watch::channel(ServiceFacts::default());
+    let (notices, noticed) = mpsc::unbounded_channel();
+    let contact = Arc::new(Pulse::default());
+
+    let machine = |kernel, name, lane| {
+        let (journal, problem) = JournalFile::open(&config.run_dir, name);
+        if let Some(problem) = problem {
+            tracing::error!("{problem}; what only the journal knew to be ours stays in the kernel");
+        }
+        Machine::new(kernel, journal, config.drain_timeout, metrics.clone(), lane)
+    };
+    let address_machine = machine(machinery.addresses, ADDRESSES, Lane::Address);
+    let service_machine = machine(machinery.services, SERVICES, Lane::Service);
+    let lifetime = u32::try_from(config.addresses.lifetime.as_secs().max(1)).unwrap_or(u32::MAX);
+    let of_addresses = Options { address_lifetime: Some(lifetime), ..config.resolver.clone() };
+    let ends = address_lane::Ends {
+        inbox: address_inbox,
+        own: to_addresses.clone(),
+        services: to_services.clone(),
+        facts: address_facts,
+        notices: notices.clone(),
+        health: health.clone(),
+        contact: contact.clone(),
+        metrics: metrics.clone(),
+    };
+    let wire = (machinery.links)(to_addresses.clone());
+    let address_lane =
+        AddressLane::new(address_machine, Resolver::new(of_addresses), wire, ends, config.addresses);
+    let service_lane = ServiceLane::new(
+        service_machine,
+        Resolver::new(config.resolver.clone()),
+        service_inbox,
+        service_facts,
+        notices,
+        health.clone(),
+        metrics.clone(),
+        config.services,
+    );
+
+    // Before all else: what is held must not run out while the API server is asked.
+    let store = Store::new(&config.state_dir);
+    let stored = store.state(&config.node).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    });
+    if let Some(state) = &stored {
+        let state = Box::new(state.clone());
+        // Its receiver is about to start.
+        let _ = to_addresses.send(address_lane::Message::State(state, Origin::Disk));
+    }
+    let spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
+        let builder = std::thread::Builder::new().name(format!("{name}-lane"));
+        builder.spawn(work).map_err(|source| RunError::Thread { lane: name, source })
+    };
+    let address_thread = spawn("address", Box::new(move || address_lane.run()))?;
+    let service_thread = spawn("service", Box::new(move || service_lane.run()))?;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(listener) = listener {
+        tasks.spawn(http::serve(listener, health.clone(), metrics.registry()));
+    }
+
+    let arrived = Arc::new(Mutex::new(Arrived::default()));
+    let complete = Arc::new(AtomicBool::new(false));
+    let (seen_sender, seen) = watch::channel(Seen::Nothing);
+    let sink =
+        sink(to_addresses.clone(), to_services.clone(), arrived.clone(), complete.clone(), seen_sender);
+    let (progress_sender, progress) = mpsc::unbounded_channel();
+    let writer = store.writer(config.collect);
+    let problems = writer.problems();
+    let watching = Watch::new(&config.node, store.clone(), writer, progress_sender, sink);
+    {
+        let servers = servers.clone();
+        tasks.spawn(async move { watching.run(&servers).await });
+    }
+    tasks.spawn(cold_start(config.clone(), store, stored, arrived, complete, to_services.clone()));
+
+    let pace = {
+        let addresses = addresses.clone();
+        move || if addresses.borrow().candidate { Pace::Candidate } else { Pace::Idle }
+    };
+    let lease = Arc::new(NodeLease::new(servers.client(), &config.node_namespace, &config.node));
+    let leasing = {
+        let (servers, health, metrics) = (servers.clone(), health.clone(), metrics.clone());
+        let (lease, contact, addresses) = (lease.clone(), contact.clone(), addresses.clone());
+        tokio::spawn(keep_lease(lease, servers, health, metrics, contact, addresses, pace))
+    };
+    let (source_sender, source) = watch::channel(SourceFacts::default());
+    tasks.spawn(watch_source(
+        config.clone(),
+        servers.clone(),
+        progress,
+        problems,
+        metrics.clone(),
+        source_sender,
+    ));
+    let publishing = Publishing {
+        node: config.node.clone(),
+        pending: Pending::new(config.coalesce),
+        api: Api::all(servers.client()),
+        metrics: metrics.clone(),
+    };
+    tasks.spawn(publish_events(Events::new(servers.client(), &config.node), seen.clone(), noticed));
+    tasks.spawn(publishing.run(addresses, services, source, seen));
+
+    stop.await;
+    tracing::info!("stopping; what is in the kernel stays in force");
+    leasing.abort();
+    // First the word, then the deed: addresses may live longer only when the operator knows it.
+    let longer = lease.renew(Pace::Restart).await.map_err(|error| tracing::warn!("{error}")).is_ok();
+    let (done, address_done) = std::sync::mpsc::channel();
+    let asked = to_addresses.send(address_lane::Message::Stop(longer, done)).is_ok();
+    let (done, service_done) = std::sync::mpsc::channel();
+    let asked_too = to_services.send(service_lane::Message::Stop(done)).is_ok();
+    let wait = Duration::from_secs(5);
+    if asked && address_done.recv_timeout(wait).is_ok() && address_thread.join().is_err() {
+        tracing::error!("the address lane ended in a panic");
+    }
+    if asked_too && service_done.recv_timeout(wait).is_ok() && service_thread.join().is_err() {
+        tracing::error!("the service lane ended in a panic");
+    }
+    // Dropping the watch writes what is not on disk yet.
+    tasks.shutdown().await;
+    Ok(())
+}

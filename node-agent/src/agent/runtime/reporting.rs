@@ -1,0 +1,230 @@
+//! What goes to the API server: the Lease, the status, Events; and the look at the operator's Lease.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Api;
+use nodenet_crds::NodeNetState;
+use tokio::sync::{mpsc, watch};
+
+use super::Config;
+use super::desired::Seen;
+use crate::agent::clock::jitter;
+use crate::report::events::Events;
+use crate::report::facts::{AddressFacts, Notice, ServiceFacts, SourceFacts};
+use crate::report::health::{ADDRESSES_LIMIT, Health, Pulse};
+use crate::report::lease::{LeaseError, NodeLease, Pace};
+use crate::report::metrics::{Metrics, WriteLabel};
+use crate::report::operator::OperatorWatch;
+use crate::report::publisher::{self, Pending};
+use crate::source::api_servers::ApiServers;
+use crate::source::store;
+use crate::source::watch::Progress;
+
+/// Between two tries to publish a notice while no API server takes it.
+const NOTICE_AGAIN: Duration = Duration::from_secs(2);
+/// Notices that wait to be published; more of them say nothing new.
+const NOTICES: usize = 64;
+
+pub(super) async fn keep_lease(
+    lease: Arc<NodeLease>,
+    servers: ApiServers,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    contact: Arc<Pulse>,
+    mut addresses: watch::Receiver<AddressFacts>,
+    pace: impl Fn() -> Pace,
+) {
+    let mut failing = false;
+    loop {
+        let now = pace();
+        let alive = health.addresses.ever() && health.addresses.age() <= ADDRESSES_LIMIT;
+        let mut wait = jitter(now.period(), 0.05);
+        if alive {
+            let result = lease.renew(now).await;
+            match &result {
+                Ok(()) => {
+                    contact.beat();
+                    metrics.lease_renewals.get_or_create(&WriteLabel { result: "ok" }).inc();
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("the API server {} answers again", servers.in_use());
+                    }
+                }
+                Err(error) => {
+                    metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
+                    match error {
+                        // It answered: it is in reach, whatever it says.
+                        LeaseError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code < 500) =>
+                        {
+                            contact.beat();
+                        }
+                        LeaseError::Timeout { .. } => servers.give_up(),
+                        LeaseError::Api { .. } => {}
+                    }
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!("{error}");
+                    }
+                    wait = wait.min(Duration::from_secs(1));
+                }
+            }
+            metrics.api_server_reachable.set(i64::from(result.is_ok()));
+        } else {
+            // Looked at again soon: the lane may only be busy.
+            wait = wait.min(Duration::from_millis(200));
+        }
+        let until = tokio::time::Instant::now() + wait;
+        // A node that becomes a candidate says so at once.
+        while let Ok(changed) = tokio::time::timeout_at(until, addresses.changed()).await {
+            if changed.is_err() {
+                return;
+            }
+            if pace() != now {
+                break;
+            }
+        }
+    }
+}
+
+pub(super) async fn watch_source(
+    config: Config,
+    servers: ApiServers,
+    mut progress: mpsc::UnboundedReceiver<Progress>,
+    problems: store::Problems,
+    metrics: Arc<Metrics>,
+    facts: watch::Sender<SourceFacts>,
+) {
+    let mut operator = OperatorWatch::new(&config.operator_namespace, config.operator_limit, Instant::now());
+    let client = servers.client();
+    let mut now = SourceFacts::default();
+    let mut look = tokio::time::Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            news = progress.recv() => match news {
+                Some(news) => now.undecodable = news.undecodable,
+                None => return,
+            },
+            _ = tick.tick() => {}
+        }
+        if look <= tokio::time::Instant::now() {
+            let reading = operator.look(&client);
+            match tokio::time::timeout(crate::report::lease::TIMEOUT, reading).await {
+                Ok(Ok(())) => now.operator_silent = operator.silent(Instant::now()),
+                // Who does not reach the API server cannot say anything about the operator.
+                Ok(Err(error)) => tracing::debug!("read the operator's Lease: {error}"),
+                Err(_) => tracing::debug!("read the operator's Lease: no answer"),
+            }
+            look = tokio::time::Instant::now() + jitter(config.operator_look, 0.2);
+        }
+        now.store = problems.now();
+        metrics.store_failing.set(i64::from(now.store.is_some()));
+        facts.send_if_modified(|old| {
+            let news = *old != now;
+            old.clone_from(&now);
+            news
+        });
+    }
+}
+
+/// Publishes Events while the node's object exists. While it does not, or no API server is in reach, the latest wait.
+pub(super) async fn publish_events(
+    mut events: Events,
+    mut seen: watch::Receiver<Seen>,
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+) {
+    let mut waiting: VecDeque<Notice> = VecDeque::new();
+    loop {
+        let known = match &*seen.borrow_and_update() {
+            Seen::Status { uid, .. } => {
+                events.set_uid(uid.clone());
+                true
+            }
+            Seen::Nothing | Seen::Gone => false,
+        };
+        let mut again = false;
+        if known && let Some(notice) = waiting.front() {
+            if events.publish(notice).await {
+                waiting.pop_front();
+                continue;
+            }
+            again = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(NOTICE_AGAIN), if again => {}
+            changed = seen.changed() => if changed.is_err() { return },
+            notice = notices.recv() => match notice {
+                Some(notice) => {
+                    waiting.push_back(notice);
+                    if waiting.len() > NOTICES {
+                        waiting.pop_front();
+                    }
+                }
+                None => return,
+            },
+        }
+    }
+}
+
+pub(super) struct Publishing {
+    pub(super) node: String,
+    pub(super) pending: Pending,
+    pub(super) api: Api<NodeNetState>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Publishing {
+    pub(super) async fn run(
+        mut self,
+        mut addresses: watch::Receiver<AddressFacts>,
+        mut services: watch::Receiver<ServiceFacts>,
+        mut source: watch::Receiver<SourceFacts>,
+        mut seen: watch::Receiver<Seen>,
+    ) {
+        loop {
+            let due = self.pending.due(tokio::time::Instant::now());
+            let write = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                changed = seen.changed() => {
+                    if changed.is_err() { return }
+                    match seen.borrow_and_update().clone() {
+                        Seen::Nothing => {}
+                        Seen::Gone => self.pending.gone(),
+                        Seen::Status { status, .. } => self.pending.seen(status.map(|s| *s)),
+                    }
+                }
+                changed = addresses.changed() => if changed.is_err() { return },
+                changed = services.changed() => if changed.is_err() { return },
+                changed = source.changed() => if changed.is_err() { return },
+                () = write => self.write().await,
+            }
+            let facts = (addresses.borrow_and_update().clone(), services.borrow_and_update().clone());
+            let of_source = source.borrow_and_update().clone();
+            self.pending.facts(&facts.0, &facts.1, &of_source);
+        }
+    }
+
+    async fn write(&mut self) {
+        let Some(status) = self.pending.take() else { return };
+        let result = publisher::write(&self.api, &self.node, &status).await;
+        let now = tokio::time::Instant::now();
+        match result {
+            Ok(()) => {
+                self.metrics.status_writes.get_or_create(&WriteLabel { result: "ok" }).inc();
+                self.pending.done(status, now);
+            }
+            Err(error) => {
+                self.metrics.status_writes.get_or_create(&WriteLabel { result: "error" }).inc();
+                tracing::debug!("{error}");
+                self.pending.failed(now);
+            }
+        }
+    }
+}
