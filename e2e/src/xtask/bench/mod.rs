@@ -26,9 +26,10 @@ use crate::lab::progress::step;
 use crate::lab::topology::{NodeSpec, TopologySpec, net};
 use crate::lab::{Lab, LabSpec};
 use anyhow::{Context, bail};
-use figures::{Figures, Report};
+use figures::Report;
 use load::Load;
 use peers::{Agent, KubeProxy, Peer};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Measures first sync, the change of one endpoint, memory, kernel messages and API writes.
@@ -43,7 +44,11 @@ pub struct BenchArguments {
     /// Rounds that are timed, alternating between the two (3, or 1 with --quick).
     #[arg(long)]
     rounds: Option<usize>,
-    /// Changes of one endpoint (an eighth of them for kube-proxy, which needs a minute for one).
+    /// In how many of these rounds kube-proxy takes part, the last ones; in all by default. Its first sync takes
+    /// minutes.
+    #[arg(long)]
+    peer_rounds: Option<usize>,
+    /// Changes of one endpoint (a twelfth of them for kube-proxy, which needs a minute for one).
     #[arg(long, default_value_t = 24)]
     changes: usize,
     /// Measures one of the two.
@@ -71,6 +76,8 @@ enum Only {
 struct Plan {
     load: Load,
     rounds: usize,
+    /// The first of them that kube-proxy takes part in.
+    peer_from: usize,
     changes: usize,
     nodenet: Option<Nodenet>,
     kube_proxy: Option<PathBuf>,
@@ -98,15 +105,21 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<i32> {
     bench.measure(&mut report)?;
 
     let verdicts = bars::judge(&report);
+    table::print(&report);
+    table::print_bars(&verdicts);
+    println!("\nall samples: {}", write(&report)?.display());
+    Ok(i32::from(verdicts.iter().any(|verdict| !verdict.reached)))
+}
+
+/// Writes what is known by now: a long run that breaks off leaves its samples.
+fn write(report: &Report) -> anyhow::Result<PathBuf> {
     let folder = workspace().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let path = folder.join("report.json");
-    let text = serde_json::to_string_pretty(&serde_json::json!({"figures": report, "bars": verdicts}))?;
-    std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-    table::print(&report);
-    table::print_bars(&verdicts);
-    println!("\nall samples: {}", path.display());
-    Ok(i32::from(verdicts.iter().any(|verdict| !verdict.reached)))
+    let text = json!({"figures": report, "bars": bars::judge(report)});
+    std::fs::write(&path, serde_json::to_string_pretty(&text)? + "\n")
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
 }
 
 impl Plan {
@@ -118,6 +131,7 @@ impl Plan {
         if rounds == 0 || rounds > MAX_ROUNDS || changes == 0 {
             bail!("at least one round (at most {MAX_ROUNDS}) and one change");
         }
+        let peer_from = rounds.saturating_sub(arguments.peer_rounds.unwrap_or(rounds).max(1));
         cargo::build_lab_tool()?;
         let nodenet = match arguments.only {
             Some(Only::KubeProxy) => None,
@@ -127,7 +141,7 @@ impl Plan {
             Some(Only::Ours) => None,
             _ => Some(prerequisites::kube_proxy()?),
         };
-        Ok(Self { load, rounds, changes, nodenet, kube_proxy })
+        Ok(Self { load, rounds, peer_from, changes, nodenet, kube_proxy })
     }
 }
 
@@ -166,13 +180,11 @@ impl Bench {
                 step("operator: publishing the slices", || first_sync::publish(&self.lab, nodenet, load))?;
             report.publish_seconds = Some(took.as_secs_f64());
             operator = Some(process);
-            report.nodenet = Some(Figures::default());
         }
-        report.kube_proxy = self.plan.kube_proxy.as_ref().map(|_| Figures::default());
-
         for round in 0..=self.plan.rounds {
-            let both = [&mut report.nodenet, &mut report.kube_proxy].into_iter().flatten();
-            for (peer, figures) in self.peers(round).iter().zip(both) {
+            for peer in self.peers(round) {
+                let figures = if peer.writes() { &mut report.nodenet } else { &mut report.kube_proxy };
+                let figures = figures.get_or_insert_default();
                 if round == self.plan.rounds {
                     rounds::counted(self, peer.as_ref(), figures)?;
                 } else {
@@ -180,6 +192,7 @@ impl Bench {
                     let changes = if last { peer.changes(self.plan.changes) } else { 0 };
                     rounds::timed(self, peer.as_ref(), changes, figures)?;
                 }
+                write(report)?;
             }
         }
         if let Some(nodenet) = &self.plan.nodenet {
@@ -198,7 +211,7 @@ impl Bench {
         if let Some(nodenet) = &self.plan.nodenet {
             peers.push(Box::new(Agent { nodenet, node: node_name("nodenet", round) }));
         }
-        if let Some(program) = &self.plan.kube_proxy {
+        if let Some(program) = self.plan.kube_proxy.as_ref().filter(|_| round >= self.plan.peer_from) {
             peers.push(Box::new(KubeProxy { program, node: node_name("kube-proxy", round) }));
         }
         peers

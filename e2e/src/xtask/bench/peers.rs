@@ -116,6 +116,6 @@ impl Peer for KubeProxy<'_> {
 
     /// Each takes a minute with 2,000 Services.
     fn changes(&self, wanted: usize) -> usize {
-        wanted.div_ceil(8)
+        wanted.div_ceil(12)
     }
 }
