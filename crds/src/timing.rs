@@ -14,12 +14,15 @@ pub const FENCE_LIFETIME: Duration = Duration::from_secs(6);
 pub const FENCE_RENEW: Duration = Duration::from_secs(2);
 /// Lifetime that an agent gives on a clean stop (upgrade, restart), so that its successor finds the addresses.
 pub const FENCE_LIFETIME_RESTART: Duration = Duration::from_secs(30);
-/// Added by the operator before it calls a fence run out (timer granularity of both sides).
-pub const FENCE_MARGIN: Duration = Duration::from_secs(1);
+/// Added by the operator before it calls a fence run out: the kernel looks for addresses that ran out up to a second late
+/// (`check_lifetime` in net/ipv4/devinet.c runs once a second at most), and a Lease takes a request's time to be seen.
+pub const FENCE_MARGIN: Duration = Duration::from_secs(2);
 
 /// `Lease.spec.leaseDurationSeconds` of an agent: the operator may give its virtual IPs to another node this long
-/// (plus [`FENCE_MARGIN`]) after it last *saw* the Lease renewed, not earlier. It covers the time to the next renewal
-/// that may be lost and the lifetime of addresses renewed just before.
+/// (plus [`FENCE_MARGIN`]) after it last *saw* the Lease renewed, not earlier. It covers the time in which the agent may
+/// have died without missing a renewal, and the lifetime of addresses renewed just before that. An agent that lost the
+/// API server first and died later is not covered: its addresses live for their lifetime after its death, and until then
+/// it gives them up when it hears their new owner on the link.
 pub const fn lease_duration_seconds(lifetime: Duration, renew: Duration) -> i32 {
     (lifetime.as_secs() + renew.as_secs()) as i32
 }

@@ -14,8 +14,8 @@ use nodenet_crds::timing::{
     FENCE_LIFETIME, FENCE_LIFETIME_RESTART, LEASE_RENEW_CANDIDATE, LEASE_RENEW_IDLE, lease_duration_seconds,
 };
 
-/// Longest wait for an answer: a renewal that takes longer counts as lost.
-pub const TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest wait for an answer: a renewal that takes longer counts as lost, and the next one is due by then.
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What kind of holder renews.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub enum LeaseError {
         source: Box<kube::Error>,
     },
     /// No answer in time.
-    #[error("renew Lease {namespace}/{name}: no answer for {} s", TIMEOUT.as_secs())]
+    #[error("renew Lease {namespace}/{name}: no answer for {} ms", TIMEOUT.as_millis())]
     Timeout {
         /// Namespace.
         namespace: String,

@@ -13,13 +13,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use kube::Client;
-use kube::client::Body;
+use kube::client::{Body, ConfigExt};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use tokio::sync::watch;
 
 /// Where Kubernetes puts the token and the certificate of a pod's service account.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Longest wait for a connection: the next server of the list is tried after it.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Longest time in which nothing of a request can be written.
+const WRITE: Duration = Duration::from_secs(10);
+/// Silence after which a connection is asked whether it lives, and how often.
+const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// How the API servers are reached.
 #[derive(Clone, Debug, Default)]
@@ -113,14 +123,10 @@ impl ApiServers {
                 None => return Err(AccessError::NoEndpoint),
             };
             config.cluster_url = uri.clone();
-            config.connect_timeout = Some(Duration::from_secs(3));
-            config.write_timeout = Some(Duration::from_secs(10));
-            // A retry inside of the client would hide a dead server from the fail-over here.
-            config.default_retry = false;
             if access.tls_server_name.is_some() {
                 config.tls_server_name.clone_from(&access.tls_server_name);
             }
-            let client = Client::try_from(config).map_err(|source| AccessError::Client {
+            let client = one(config).map_err(|source| AccessError::Client {
                 endpoint: uri.to_string(),
                 source: Box::new(source),
             })?;
@@ -152,6 +158,29 @@ impl ApiServers {
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
+}
+
+/// A client for one server, made by hand for what the library's own way does not offer: no delay of a request's last
+/// segment, and keepalive, so that a watch whose connection died without a word ends within [`KEEPALIVE`] × 4. Nothing is
+/// retried here: that would hide a dead server from the fail-over.
+fn one(config: Config) -> Result<Client, kube::Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE));
+    tcp.set_keepalive_retries(Some(3));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_write_timeout(Some(WRITE));
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = tower::ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 async fn base_config(access: &Access) -> Result<Option<Config>, AccessError> {

@@ -16,6 +16,8 @@ use super::api_servers::ApiServers;
 use super::store::{Store, StoreWriter};
 use super::{Origin, Update};
 
+/// Seconds after which a watch is asked for anew: one that died without a word (behind a load balancer, say) is noticed then.
+const WATCH: u32 = 45;
 /// Slices in one page of the first list: what is in memory at once, in the API's form.
 const PAGE: u32 = 16;
 
@@ -84,9 +86,9 @@ impl<F: FnMut(Update)> Watch<F> {
     /// Watches until it is dropped.
     pub async fn run(mut self, servers: &ApiServers) {
         let states = Api::<DeserializeGuard<NodeNetState>>::all(servers.client());
-        let own = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
+        let own = watcher::Config::default().timeout(WATCH).fields(&format!("metadata.name={}", self.node));
         let slices = Api::<DeserializeGuard<NodeNetSlice>>::all(servers.client());
-        let all = watcher::Config::default().page_size(PAGE);
+        let all = watcher::Config::default().timeout(WATCH).page_size(PAGE);
         let states = watcher(states, own)
             .backoff(Backoff::default())
             .map(|event| Item::State(Box::new(event)))
