@@ -23,6 +23,7 @@ pub mod prerequisites;
 pub mod process;
 pub mod progress;
 pub mod protocol;
+pub mod running;
 pub mod site;
 pub mod topology;
 pub mod traffic;

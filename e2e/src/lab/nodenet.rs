@@ -193,6 +193,6 @@ pub fn operator_port(number: u16) -> u16 {
     10357 + number
 }
 
-fn agent_log(node: &str) -> String {
+pub(super) fn agent_log(node: &str) -> String {
     format!("agent-{node}.log")
 }
