@@ -76,6 +76,11 @@ fn rule_1_an_address_stays_until_its_own_input_was_read() {
     before.read(&held, &[]);
     before.settle_all();
 
+    let mut cold = Agent::on(before.kernel.clone(), before.journal.clone());
+    cold.look_at_node();
+    cold.resolver.put_spec(&spec(), Origin::Disk);
+    assert_eq!(cold.settle_all(), vec![], "a copy on disk may be older than the address");
+
     let mut agent = Agent::on(before.kernel.clone(), before.journal.clone());
     agent.resolver.put_spec(&held, Origin::Api);
     assert_eq!(agent.settle_all(), vec![], "the node's own interfaces were not seen yet");
