@@ -218,8 +218,9 @@ mod tests {
         assert!(agents.observe(&lease("a", 2), s(3)), "came to life");
         assert_eq!(agents.life("a", s(4)), Life::Alive { since: s(3) });
         assert!(!agents.observe(&lease("a", 2), s(9)), "the same renewal again");
-        assert_eq!(agents.life("a", s(11)), Life::Silent { fenced_at: s(12) });
-        assert_eq!(agents.life("a", s(12)), Life::Fenced);
+        let fenced_at = s(11) + FENCE_MARGIN;
+        assert_eq!(agents.life("a", s(11)), Life::Silent { fenced_at });
+        assert_eq!(agents.life("a", fenced_at), Life::Fenced);
     }
 
     #[test]
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(agents.life("a", s(100)), Life::Unproven);
         agents.synced(s(100));
         assert_eq!(agents.life("a", s(107)), Life::Unproven);
-        assert_eq!(agents.life("a", s(109)), Life::Fenced);
+        assert_eq!(agents.life("a", s(108) + FENCE_MARGIN), Life::Fenced);
     }
 
     #[test]
