@@ -17,6 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::publish::unanswered;
@@ -175,8 +176,17 @@ impl Servers {
             let Some((_, client)) = self.clients.get(at) else {
                 return Err(kube::Error::Service(NoBody.into()));
             };
-            let error = match client.send(Request::from_parts(parts.clone(), now)).await {
-                Ok(response) => return Ok(response),
+            let patience = Patience { servers: &self, at, since: Instant::now() };
+            let result = client.send(Request::from_parts(parts.clone(), now)).await;
+            std::mem::forget(patience);
+            let error = match result {
+                Ok(response) => {
+                    if (502..=504).contains(&response.status().as_u16()) {
+                        // The answer is the caller's; the next request is somebody else's.
+                        self.advance(at);
+                    }
+                    return Ok(response);
+                }
                 Err(error) => error,
             };
             if unanswered(&error) {
@@ -186,6 +196,25 @@ impl Servers {
             if left == 0 || body.is_none() || !unsent(&error) {
                 return Err(error);
             }
+        }
+    }
+}
+
+/// Notices that the caller gave a request up for lack of an answer: it is dropped then. A server that takes connections
+/// and answers nothing would be used for ever otherwise.
+struct Patience<'a> {
+    servers: &'a Servers,
+    at: usize,
+    since: Instant,
+}
+
+/// A request that is given up sooner says nothing about the server.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+impl Drop for Patience<'_> {
+    fn drop(&mut self) {
+        if self.since.elapsed() >= PATIENCE {
+            self.servers.advance(self.at);
         }
     }
 }
@@ -245,6 +274,22 @@ mod tests {
             let request = Request::post("/").body(b"hello".to_vec()).unwrap();
             assert_eq!(client.request_text(request).await.unwrap(), "hello");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_connections_and_answers_nothing_is_left() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (first, second) = (silent.local_addr().unwrap(), listener.local_addr().unwrap());
+        let good = axum::Router::new().route("/", axum::routing::get(async || "here"));
+        tokio::spawn(async move { axum::serve(listener, good).await });
+        let config = |address| Config::new(format!("http://{address}/").parse().unwrap());
+        let client = client(vec![config(first), config(second)]).unwrap();
+        let get = || Request::get("/").body(Vec::new()).unwrap();
+        let given_up =
+            tokio::time::timeout(PATIENCE + Duration::from_millis(100), client.request_text(get()));
+        assert!(given_up.await.is_err());
+        assert_eq!(client.request_text(get()).await.unwrap(), "here");
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! What is removed when nodenet is uninstalled: NodeNetSlices, whose finalizers nobody would take off any more, and
 //! NodeNetStates. VirtualIPs are the users' and stay.
+//!
+//! States go first: an agent that still runs removes no virtual server while its own state is missing, so that slices
+//! that vanish afterwards mean nothing to it.
+
+use std::time::Duration;
 
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -7,6 +12,8 @@ use kube::{Api, Client, Resource};
 use nodenet_crds::{NodeNetSlice, NodeNetState, OPERATOR_FIELD_MANAGER, SLICE_FINALIZER};
 use serde_json::json;
 
+/// Time for agents that still run to see that their state is gone, before the slices go.
+pub const AGENTS_SEE: Duration = Duration::from_secs(5);
 /// Objects of a page of a list.
 const PAGE: u32 = 500;
 
@@ -33,15 +40,24 @@ pub struct Removed {
     pub states: usize,
 }
 
-/// Removes everything that the operator has published.
+/// Removes everything that the operator has published; between states and slices lies `pause` ([`AGENTS_SEE`], where
+/// agents may still run).
 ///
 /// # Errors
 /// The first object that could not be removed; calling it again goes on there.
-pub async fn cleanup(client: &Client) -> Result<Removed, Error> {
+pub async fn cleanup(client: &Client, pause: Duration) -> Result<Removed, Error> {
     let slices: Api<PartialObjectMeta<NodeNetSlice>> = Api::all(client.clone());
     let states: Api<PartialObjectMeta<NodeNetState>> = Api::all(client.clone());
     let mut removed = Removed::default();
-    for (name, finalizers) in all(&slices, "NodeNetSlice").await? {
+    for (name, _) in all(&states, "NodeNetState").await? {
+        delete(&states, "NodeNetState", &name).await?;
+        removed.states += 1;
+    }
+    let slices_found = all(&slices, "NodeNetSlice").await?;
+    if removed.states > 0 && !slices_found.is_empty() {
+        tokio::time::sleep(pause).await;
+    }
+    for (name, finalizers) in slices_found {
         // Deleted first: an operator that still runs would put the finalizer back on a living slice.
         delete(&slices, "NodeNetSlice", &name).await?;
         if finalizers.iter().any(|f| f == SLICE_FINALIZER) {
@@ -58,10 +74,6 @@ pub async fn cleanup(client: &Client) -> Result<Removed, Error> {
             })?;
         }
         removed.slices += 1;
-    }
-    for (name, _) in all(&states, "NodeNetState").await? {
-        delete(&states, "NodeNetState", &name).await?;
-        removed.states += 1;
     }
     Ok(removed)
 }

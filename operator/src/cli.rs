@@ -28,6 +28,8 @@ pub enum Command {
     /// What is wrong with the manifests goes to standard error.
     Render(Render),
     /// Remove what the operator has published (for uninstalling); VirtualIPs stay
+    ///
+    /// Stop the operator first, or it publishes again. Agents keep what is in the kernel.
     Cleanup(Cleanup),
 }
 

@@ -43,7 +43,8 @@ pub struct Control {
     /// The last failure that was logged of each object: the same is not said twice.
     complaints: HashMap<ObjectRef, String>,
     undecodable: Undecodable,
-    leads: bool,
+    /// The term of leadership, on standby none.
+    term: Option<u64>,
     /// Number of the last plan.
     plan: u64,
     started: Instant,
@@ -71,7 +72,7 @@ impl Control {
             failed: Backoff::default(),
             complaints: HashMap::new(),
             undecodable: Undecodable::default(),
-            leads: false,
+            term: None,
             plan: 0,
             started: Instant::now(),
             publisher,
@@ -87,17 +88,23 @@ impl Control {
         let mut watches = source.start();
         let mut batch = Vec::with_capacity(BATCH);
         // The election may have been won before the loop began.
-        let mut role = self.leadership.is_leader().then_some(Role::Leader);
+        let mut role = Some(self.leadership.role());
         loop {
-            match role.take() {
-                Some(Role::Leader) => self.lead(),
-                Some(Role::Standby { .. }) if self.leads => {
+            if let Some(role) = role.take() {
+                let term = match role {
+                    Role::Leader { term } => Some(term),
+                    Role::Standby { .. } => None,
+                };
+                if self.term.is_some() && self.term != term {
                     // What this replica had planned is not what is published by now: the next term begins with what
                     // another leader left, read anew.
                     self.stand_by();
                     watches = source.start();
                 }
-                Some(Role::Standby { .. }) | None => {}
+                if term.is_some() && self.term != term {
+                    self.term = term;
+                    self.lead();
+                }
             }
             let wake = self.wake();
             tokio::select! {
@@ -133,7 +140,7 @@ impl Control {
     /// When the loop must turn although nothing happens.
     fn wake(&self) -> Instant {
         let mut wake = Instant::now() + TURN;
-        if self.leads {
+        if self.term.is_some() {
             let due = self.index.due().map(|due| self.started + due);
             for time in [self.keys.next_due(), self.failed.next_due(), due].into_iter().flatten() {
                 wake = wake.min(time);
@@ -143,7 +150,6 @@ impl Control {
     }
 
     fn lead(&mut self) {
-        self.leads = true;
         self.metrics.leader(true);
         let at = Instant::now();
         for key in self.index.lead(&self.now()) {
@@ -152,7 +158,7 @@ impl Control {
     }
 
     fn stand_by(&mut self) {
-        self.leads = false;
+        self.term = None;
         self.metrics.leader(false);
         self.index = Index::new(self.index.settings().clone());
         self.keys.clear();
@@ -170,7 +176,7 @@ impl Control {
         }
         let now = self.now();
         let keys = self.index.apply(change, &now);
-        if self.leads {
+        if self.term.is_some() {
             for key in keys {
                 self.keys.add(key, at);
             }
@@ -179,7 +185,7 @@ impl Control {
 
     fn turn(&mut self) {
         let at = Instant::now();
-        if self.leads && self.leadership.may_write() {
+        if self.term.is_some() && self.leadership.may_write() {
             let now = self.now();
             while let Some(object) = self.failed.pop(at) {
                 for key in self.index.apply(Change::WriteFailed(object), &now) {

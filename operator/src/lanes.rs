@@ -3,7 +3,8 @@
 //! Slices go out in the order in which they were planned: those of one plan together, and none of the next before all
 //! of them are answered. Agents report the highest revision that they have seen, and that is only worth something when
 //! a higher one is not there first. Everything else is ordered by object only, so that the address of a failed node is
-//! not queued behind ten thousand Services.
+//! not queued behind ten thousand Services; only a NodeNetState that does not exist yet waits for the slices: an agent
+//! that has its state and not the slices would take an empty plan for the whole one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -97,7 +98,13 @@ impl Lanes {
     }
 
     fn pop_other(&mut self) -> Option<Write> {
-        let (_, object) = self.ready.pop_first()?;
+        let slices_done = self.slices.waiting.is_empty() && self.slices.busy == 0;
+        let may_go = |object: &Option<ObjectRef>| {
+            let next = self.others.get(object).and_then(|q| q.waiting.front());
+            slices_done || !next.is_some_and(|w| matches!(w.output, Output::PutState { replaces: None, .. }))
+        };
+        let place = self.ready.iter().find(|(_, object)| may_go(object)).map(|(place, _)| *place)?;
+        let object = self.ready.remove(&place)?;
         let queue = self.others.get_mut(&object)?;
         let write = queue.waiting.pop_front()?;
         queue.busy = true;
@@ -155,7 +162,7 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use nodenet_crds::NodeNetSliceSpec;
+    use nodenet_crds::{NodeNetSliceSpec, NodeNetStateSpec};
     use nodenet_planner::Precondition;
 
     use super::*;
@@ -191,6 +198,22 @@ mod tests {
         lanes.done(&out[3].output);
         assert_eq!(name(&lanes.pop().unwrap()), "c");
         assert_eq!((lanes.waiting(), lanes.under_way()), (0, 3));
+    }
+
+    #[test]
+    fn a_state_that_does_not_exist_yet_waits_for_the_slices() {
+        let mut lanes = Lanes::default();
+        let new = |node: &str, replaces| {
+            let (node, spec) = (node.to_owned(), NodeNetStateSpec::default());
+            Write { output: Output::PutState { node, node_uid: None, spec, replaces }, plan: 1, since: None }
+        };
+        lanes.push(new("new", None));
+        lanes.push(slice("a", 1));
+        lanes.push(new("old", Some(Precondition::default())));
+        let out = all(&mut lanes);
+        assert_eq!(out.iter().map(name).collect::<Vec<_>>(), ["old", "a"]);
+        lanes.done(&out[1].output);
+        assert_eq!(name(&lanes.pop().unwrap()), "new");
     }
 
     #[test]

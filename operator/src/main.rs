@@ -50,7 +50,7 @@ async fn clean(options: Cleanup) -> anyhow::Result<()> {
     let client =
         api_server::connect(options.connection.kubeconfig.as_deref(), &options.connection.api_servers)
             .await?;
-    let removed = cleanup::cleanup(&client).await?;
+    let removed = cleanup::cleanup(&client, cleanup::AGENTS_SEE).await?;
     println!("removed {} NodeNetSlices and {} NodeNetStates", removed.slices, removed.states);
     Ok(())
 }

@@ -222,6 +222,9 @@ impl Publisher {
                 if let Some(uid) = replaces.as_ref().and_then(|r| r.uid.as_ref()) {
                     set(&mut metadata, "uid", json!(uid));
                 }
+                if let Some(version) = replaces.as_ref().and_then(|r| r.resource_version.as_ref()) {
+                    set(&mut metadata, "resourceVersion", json!(version));
+                }
                 if let Some(uid) = node_uid {
                     let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": uid }]);
                     set(&mut metadata, "ownerReferences", owner);

@@ -21,7 +21,7 @@ use nodenet_planner::{Change, Kind, Object, ObjectRef};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::health::Health;
@@ -37,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_AWAY: Duration = Duration::from_secs(2);
 /// Longest pause where it answers and refuses.
 const PAUSE_REFUSED: Duration = Duration::from_secs(10);
+/// Longest wait for a page of a list.
+const LISTING: Duration = Duration::from_secs(20);
 /// A watch that says nothing for this long after a failure has recovered: a failing one says so sooner.
 const RECOVERED: Duration = Duration::from_secs(4);
 
@@ -112,6 +114,15 @@ struct Watch {
     health: Health,
 }
 
+/// Why a watch must begin anew.
+#[derive(Debug)]
+enum Broken {
+    /// The watch says so.
+    Watch(watcher::Error),
+    /// A list does not come.
+    Silent,
+}
+
 /// The receiver is gone: the operator ends.
 struct Ended;
 
@@ -126,8 +137,8 @@ impl Watch {
         while let Ok(error) = self.until_it_breaks(&api, &mut pause).await {
             self.metrics.watch_restarted(self.kind);
             // That the server's history is too short is ordinary: the list follows.
-            if !matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
-                let text = explain(&error);
+            if !matches!(&error, Broken::Watch(watcher::Error::WatchError(status)) if status.code == 410) {
+                let text = error.to_string();
                 if self.health.unreadable(self.kind, &text) {
                     warn!("{} cannot be read: {text}", self.kind);
                 }
@@ -135,7 +146,7 @@ impl Watch {
             if self.send(Change::Lost(self.kind)).await.is_err() {
                 return;
             }
-            let longest = if answered(&error) { PAUSE_REFUSED } else { PAUSE_AWAY };
+            let longest = if error.answered() { PAUSE_REFUSED } else { PAUSE_AWAY };
             sleep(pause.min(longest)).await;
             pause = (pause * 2).min(longest);
         }
@@ -147,7 +158,7 @@ impl Watch {
         &self,
         api: &Api<DeserializeGuard<K>>,
         pause: &mut Duration,
-    ) -> Result<watcher::Error, Ended>
+    ) -> Result<Broken, Ended>
     where
         K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
         K::DynamicType: Default + Eq + std::hash::Hash + Clone,
@@ -157,6 +168,7 @@ impl Watch {
         let mut stream = pin!(watcher(api.clone(), config));
         // Once the list is complete: when this counts as recovered from an earlier failure.
         let mut recovery: Option<Instant> = None;
+        let mut listed = false;
         loop {
             let event = match recovery {
                 Some(at) => match timeout_at(at, stream.next()).await {
@@ -171,13 +183,18 @@ impl Watch {
                         event
                     }
                 },
-                None => stream.next().await,
+                None => match timeout(LISTING, stream.next()).await {
+                    Ok(event) => event,
+                    Err(_) if !listed => return Ok(Broken::Silent),
+                    Err(_) => continue,
+                },
             };
             match event {
                 None => return Err(Ended),
-                Some(Err(error)) => return Ok(error),
+                Some(Err(error)) => return Ok(Broken::Watch(error)),
                 Some(Ok(event)) => {
                     if matches!(event, Event::InitDone) {
+                        listed = true;
                         recovery = Some(Instant::now() + RECOVERED);
                     }
                     self.send(self.change(event)).await?;
@@ -225,24 +242,35 @@ impl Watch {
     }
 }
 
-/// Whether the API server answered.
-fn answered(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(e)
-        | watcher::Error::WatchStartFailed(e)
-        | watcher::Error::WatchFailed(e) => !crate::publish::unanswered(e),
-        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
+impl Broken {
+    /// The client's error, where one is behind it.
+    fn client(&self) -> Option<&kube::Error> {
+        match self {
+            Self::Watch(
+                watcher::Error::InitialListFailed(e)
+                | watcher::Error::WatchStartFailed(e)
+                | watcher::Error::WatchFailed(e),
+            ) => Some(e),
+            _ => None,
+        }
+    }
+
+    /// Whether the API server answered.
+    fn answered(&self) -> bool {
+        !matches!(self, Self::Silent) && !self.client().is_some_and(crate::publish::unanswered)
     }
 }
 
-/// The error in words, with what helps where that is known.
-fn explain(error: &watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(e)
-        | watcher::Error::WatchStartFailed(e)
-        | watcher::Error::WatchFailed(e) => crate::publish::explain(e),
-        watcher::Error::WatchError(status) => format!("{} ({})", status.message, status.code),
-        watcher::Error::NoResourceVersion => error.to_string(),
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.client(), self) {
+            (Some(error), _) => f.write_str(&crate::publish::explain(error)),
+            (None, Self::Watch(watcher::Error::WatchError(status))) => {
+                write!(f, "{} ({})", status.message, status.code)
+            }
+            (None, Self::Watch(error)) => error.fmt(f),
+            (None, Self::Silent) => write!(f, "no answer from the API server: no list within {LISTING:?}"),
+        }
     }
 }
 

@@ -295,7 +295,7 @@ async fn cleanup_removes_what_was_published_and_nothing_else() {
     let operator = cluster.operator("a");
     cluster.until("published", async || cluster.published("s2").await.is_some()).await;
     operator.kill();
-    nodenet_operator::cleanup::cleanup(&cluster.client).await.unwrap();
+    nodenet_operator::cleanup::cleanup(&cluster.client, Duration::ZERO).await.unwrap();
     assert!(cluster.slices().await.is_empty());
     let states: Api<NodeNetState> = Api::all(cluster.client.clone());
     assert!(states.list(&ListParams::default()).await.unwrap().items.is_empty());

@@ -94,7 +94,10 @@ pub trait LeaseStore {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// This process, until [`Term::until`] unless it renews.
-    Leader,
+    Leader {
+        /// Which of this process' terms it is: between two of them another one may have led.
+        term: u64,
+    },
     /// Another one, or nobody yet.
     Standby {
         /// The holder's identity.
@@ -121,12 +124,12 @@ impl Leadership {
     /// Whether this process may write now.
     pub fn may_write(&self) -> bool {
         let term = self.0.borrow();
-        term.role == Role::Leader && Instant::now() < term.until
+        matches!(term.role, Role::Leader { .. }) && Instant::now() < term.until
     }
 
-    /// Whether this process leads, by its role alone (for metrics).
-    pub fn is_leader(&self) -> bool {
-        self.0.borrow().role == Role::Leader
+    /// Who leads.
+    pub fn role(&self) -> Role {
+        self.0.borrow().role.clone()
     }
 
     /// When the Lease was last read or written.
@@ -138,7 +141,7 @@ impl Leadership {
     #[cfg(test)]
     pub(crate) fn forever() -> Self {
         let until = Instant::now() + Duration::from_secs(1_000_000);
-        Self(watch::channel(Term { role: Role::Leader, until, heard: None }).1)
+        Self(watch::channel(Term { role: Role::Leader { term: 1 }, until, heard: None }).1)
     }
 
     /// Stands by for ever.
@@ -166,6 +169,8 @@ pub struct Election<S> {
     identity: String,
     timing: Timing,
     term: watch::Sender<Term>,
+    /// Terms of this process so far.
+    terms: u64,
     /// The Lease as last seen, and when this process first saw it so.
     seen: Option<(Record, Instant)>,
     /// Renewal times that this process sent, answered or not: a Lease in our name with another one is somebody else's.
@@ -185,8 +190,16 @@ impl<S: LeaseStore> Election<S> {
     pub fn new(store: S, identity: String, timing: Timing) -> (Self, Leadership) {
         let (term, leadership) =
             watch::channel(Term { role: Role::Standby { leader: None }, until: Instant::now(), heard: None });
-        let election =
-            Self { store, identity, timing, term, seen: None, sent: VecDeque::new(), complained: None };
+        let election = Self {
+            store,
+            identity,
+            timing,
+            term,
+            terms: 0,
+            seen: None,
+            sent: VecDeque::new(),
+            complained: None,
+        };
         (election, Leadership(leadership))
     }
 
@@ -214,7 +227,7 @@ impl<S: LeaseStore> Election<S> {
     }
 
     fn leads(&self) -> bool {
-        self.term.borrow().role == Role::Leader
+        matches!(self.term.borrow().role, Role::Leader { .. })
     }
 
     async fn attempt(&mut self) {
@@ -354,15 +367,16 @@ impl<S: LeaseStore> Election<S> {
     fn won(&mut self, written: Record, begun: Instant, why: &str) {
         let until = begun + self.timing.deadline;
         self.seen = Some((written, Instant::now()));
-        let identity = &self.identity;
+        let (identity, terms) = (&self.identity, &mut self.terms);
         self.term.send_if_modified(|term| {
             term.until = until;
             term.heard = Some(Instant::now());
-            if term.role == Role::Leader {
+            if matches!(term.role, Role::Leader { .. }) {
                 return false;
             }
             info!("leading as {identity:?}: {why}");
-            term.role = Role::Leader;
+            *terms += 1;
+            term.role = Role::Leader { term: *terms };
             true
         });
     }

@@ -89,7 +89,7 @@ impl Cluster {
             let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
             leases.delete_collection(&all.0, &all.1).await.unwrap();
         }
-        nodenet_operator::cleanup::cleanup(&self.client).await.unwrap();
+        nodenet_operator::cleanup::cleanup(&self.client, Duration::ZERO).await.unwrap();
         assert!(self.slices().await.is_empty());
     }
 
