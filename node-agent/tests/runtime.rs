@@ -135,6 +135,24 @@ async fn a_cold_start_without_api_uses_the_copy_and_removes_nothing() {
 }
 
 #[tokio::test]
+async fn a_state_that_the_api_server_lacks_at_a_boot_comes_from_the_copy() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 2).await;
+    agent.stop().await;
+
+    // The slices can all be read; the node's own object is gone, and nobody makes it anew.
+    api.delete("nodenetstates", NODE);
+    api.put("nodenetslices", "s2", 1, slice(2, 1, &["10.244.1.1"]));
+    let booted = Node { kernel: Node::new().kernel, ..node };
+    let agent = booted.start(&api).await;
+    until("the Services of both slices", || booted.servers() == 4).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_cold_start_takes_no_address_that_another_host_has() {
     let (api, node) = (Api::start().await, Node::new());
     api.put("nodenetstates", NODE, 1, spec("Active"));
@@ -288,7 +306,7 @@ async fn another_owner_is_yielded_to_only_without_api() {
     .await;
     // The API server is back and says nothing new; the other host is gone.
     api.set_down(false);
-    until("the fault is reported", || vip(&api)["state"] == "Fault").await;
+    until("an Event", || api.event_reasons().contains(&"AddressTaken".to_owned())).await;
     until("it is taken again", || node.has(VIP)).await;
     agent.stop().await;
 }

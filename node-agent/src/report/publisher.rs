@@ -80,7 +80,7 @@ impl Pending {
     /// It was not written: later again.
     pub fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        let wait = Duration::from_millis(500 << self.failures.min(6)).min(Duration::from_secs(20));
+        let wait = Duration::from_millis(500 << self.failures.min(6)).min(Duration::from_secs(4));
         self.not_before = Some(now + crate::agent::clock::jitter(wait, 0.2));
     }
 }
@@ -180,6 +180,6 @@ mod tests {
             pending.failed(now);
         }
         let wait = pending.due(now).unwrap() - now;
-        assert!(wait > Duration::from_secs(10) && wait < Duration::from_secs(30), "{wait:?}");
+        assert!(wait > Duration::from_secs(3) && wait < Duration::from_secs(6), "{wait:?}");
     }
 }
