@@ -40,7 +40,8 @@ pub struct NodeNetStateSpec {
     /// Virtual IPs that this node holds or may hold.
     #[serde(default, rename = "virtualIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    // One writer, so atomic: API servers of 1.20 keep the old order of a keyed list and refuse to empty one.
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub virtual_ips: Vec<AssignedVirtualIP>,
     /// Addresses of Services: how they are made local to this node.
     #[serde(default)]
@@ -216,6 +217,7 @@ pub struct NodeNetStateStatus {
     /// Virtual IPs on this node.
     #[serde(default, rename = "virtualIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub virtual_ips: Vec<VirtualIPOnNode>,
     /// Interfaces with a global address that is not a virtual IP of ours: what subnets the node has on link. At most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

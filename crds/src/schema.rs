@@ -34,7 +34,6 @@ const KEYED_LISTS: &[(&str, &[&str], &[&str])] = &[
     ("VirtualIP", &["spec", "services"], &["namespace", "name"]),
     ("VirtualIP", &["status", "conditions"], &["type"]),
     ("NodeNetState", &["status", "conditions"], &["type"]),
-    ("NodeNetState", &["status", "virtualIPs"], &["name"]),
 ];
 
 /// Definitions of all kinds, by name.
@@ -108,5 +107,23 @@ fn plain(schema: &mut Value) {
         }
         Value::Array(list) => list.iter_mut().for_each(plain),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By server-side apply, API servers of 1.20 append to a keyed list instead of taking the applied order, so that what
+    /// was written never equals what is read, and refuse to take the last entry out of one.
+    #[test]
+    fn lists_that_are_applied_whole_are_atomic() {
+        let all = custom_resource_definitions().unwrap();
+        let crd = all.iter().find(|crd| crd.spec.names.kind == "NodeNetState").unwrap();
+        let value = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
+        for part in ["spec", "status"] {
+            let path = format!("/openAPIV3Schema/properties/{part}/properties/virtualIPs/x-kubernetes-list-type");
+            assert_eq!(value.pointer(&path), Some(&json!("atomic")), "{part}");
+        }
     }
 }
