@@ -243,6 +243,20 @@ async fn a_virtual_server_that_another_hand_removes_is_put_back_at_the_verify_pe
 }
 
 #[tokio::test]
+async fn a_local_route_that_another_hand_removes_is_put_back_at_once() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    let agent = node.start(&api).await;
+    until("the route", || !node.kernel.state().routes.is_empty()).await;
+    until("Ready", || api.condition("Ready")["status"] == "True").await;
+    let route = node.kernel.state().routes.first().unwrap().clone();
+    node.kernel.remove_route(&route);
+    until("it is back", || node.kernel.state().routes.contains(&route)).await;
+    until("an Event", || api.event_reasons().contains(&"DriftRepaired".to_owned())).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn node_ports_follow_addresses_of_another_hand() {
     let (api, node) = (Api::start().await, Node::new());
     api.put("nodenetstates", NODE, 1, spec("Backup"));

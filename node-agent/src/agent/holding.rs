@@ -123,6 +123,26 @@ impl Holding {
         self.generation = generation;
     }
 
+    /// The addresses have run out, because this process did not run in time to renew them: the operator may have given
+    /// them to another node since. Each is taken again only after a probe. Returns what must go.
+    pub fn lapsed(&mut self, now: Instant) -> Vec<String> {
+        let mut going = Vec::new();
+        for a in self.assigned.iter().filter(|a| a.active && !self.suspended.contains_key(&a.name)) {
+            going.push(a.name.clone());
+        }
+        for a in self.assigned.iter().filter(|a| going.contains(&a.name)) {
+            let s = Suspended {
+                why: Why::Unconfirmed,
+                keys: a.keys.clone(),
+                generation: self.generation,
+                probe_at: Some(now),
+                probing: None,
+            };
+            self.suspended.insert(a.name.clone(), s);
+        }
+        going
+    }
+
     /// The addresses' interfaces may have changed: nothing else about the assignment did.
     pub fn resolved(&mut self, assigned: Vec<Assigned>) {
         for a in &assigned {
@@ -260,7 +280,7 @@ impl Holding {
         Some(match &s.why {
             Why::Unconfirmed => (
                 reason::API_SERVER_UNREACHABLE,
-                "no API server has confirmed yet that this node holds the virtual IP".to_owned(),
+                "nothing has confirmed yet that this node still holds the virtual IP (an API server, or a probe)".to_owned(),
             ),
             Why::LinkDown { interface } => {
                 (reason::INTERFACE_MISSING, format!("interface {interface} is down or has no carrier"))
@@ -301,6 +321,22 @@ mod tests {
         let mut h = Holding::new(Times::default());
         h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
         assert!(held(&h) && h.next(None).is_none());
+    }
+
+    #[test]
+    fn what_ran_out_is_asked_for_before_it_is_taken_again() {
+        let now = Instant::now();
+        let mut h = Holding::new(Times::default());
+        h.assign(vip(true), Origin::Api, Some(1), |_| true, now);
+        assert_eq!(h.lapsed(now), ["web"]);
+        assert!(!held(&h), "the word that gave it is older than its fence");
+        assert_eq!(h.lapsed(now), Vec::<String>::new(), "once");
+        assert_eq!(h.probes(Some(now), now), [key()]);
+        h.answer(&key(), Some(MAC.into()), now);
+        assert!(!held(&h), "the next holder has it");
+        assert_eq!(h.probes(Some(now), now + secs(10)), [key()]);
+        h.answer(&key(), None, now + secs(10));
+        assert!(held(&h), "nobody has it");
     }
 
     #[test]

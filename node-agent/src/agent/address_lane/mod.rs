@@ -303,6 +303,15 @@ impl AddressLane {
     fn step(&mut self) {
         let now = Instant::now();
         self.contact_since = if self.in_contact() { self.contact_since.or(Some(now)) } else { None };
+        if self.renewed.take_if(|last| now.duration_since(*last) > self.times.lifetime).is_some() {
+            // The kernel would make an address that ran out anew at its renewal.
+            for name in self.holding.lapsed(now) {
+                tracing::warn!(
+                    "the addresses of virtual IP {name} were not renewed in time: they are taken again after a probe"
+                );
+                self.give_up(&name);
+            }
+        }
         self.rivals.retain(|_, (_, heard)| now < *heard + Duration::from_secs(30));
         let mut asked = self.holding.probes(self.contact_since, now);
         if self.contact_since.is_none() && now >= self.alone_probe_at && self.state.is_some() {

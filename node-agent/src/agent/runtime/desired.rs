@@ -80,8 +80,8 @@ pub(super) fn sink(
     }
 }
 
-/// Puts the copy on disk into force when the API server does not give the whole state in time. What it gave already is
-/// newer than the copy.
+/// Puts the copy on disk into force when the API server does not give the whole state in time, or has no readable object
+/// of this node. What it gave already is newer than the copy.
 pub(super) async fn cold_start(
     config: Config,
     store: Store,
@@ -92,14 +92,15 @@ pub(super) async fn cold_start(
 ) {
     loop {
         tokio::time::sleep(config.grace).await;
-        if complete.load(Ordering::Acquire) {
+        let complete = complete.load(Ordering::Acquire);
+        let arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        if complete && arrived.state {
             return;
         }
-        let arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
         // A long list that is still arriving is better than the copy; without any state there is nothing to put into
         // force.
         let arriving = arrived.any.is_some_and(|last| last.elapsed() < config.grace);
-        if !arriving && (arrived.state || stored.is_some()) {
+        if (complete || !arriving) && (arrived.state || stored.is_some()) {
             break;
         }
     }
@@ -112,7 +113,8 @@ pub(super) async fn cold_start(
         send(Update::State(Box::new(stored), Origin::Disk));
     }
     let mut count = 0;
-    for name in store.slice_names().difference(&slices) {
+    let missing = if complete.load(Ordering::Acquire) { BTreeSet::new() } else { store.slice_names() };
+    for name in missing.difference(&slices) {
         match store.slice(name) {
             Ok(Some(slice)) => {
                 count += 1;

@@ -41,6 +41,8 @@ pub(super) async fn keep_lease(
         let now = pace();
         let alive = health.addresses.ever() && health.addresses.age() <= ADDRESSES_LIMIT;
         let mut wait = jitter(now.period(), 0.05);
+        // The period counts from the request, not from its answer.
+        let asked = tokio::time::Instant::now();
         if alive {
             let result = lease.renew(now).await;
             match &result {
@@ -54,11 +56,7 @@ pub(super) async fn keep_lease(
                 Err(error) => {
                     metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
                     match error {
-                        // It answered: it is in reach, whatever it says.
-                        LeaseError::Api { source, .. } if matches!(&**source, kube::Error::Api(s) if s.code < 500) =>
-                        {
-                            contact.beat();
-                        }
+                        // A refusal is no contact: the operator sees no Lease and moves the addresses away.
                         LeaseError::Timeout { .. } => servers.give_up(),
                         LeaseError::Api { .. } => {}
                     }
@@ -73,7 +71,7 @@ pub(super) async fn keep_lease(
             // Looked at again soon: the lane may only be busy.
             wait = wait.min(Duration::from_millis(200));
         }
-        let until = tokio::time::Instant::now() + wait;
+        let until = asked + wait;
         // A node that becomes a candidate says so at once.
         while let Ok(changed) = tokio::time::timeout_at(until, addresses.changed()).await {
             if changed.is_err() {
