@@ -122,7 +122,8 @@ mod tests {
         let crd = all.iter().find(|crd| crd.spec.names.kind == "NodeNetState").unwrap();
         let value = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
         for part in ["spec", "status"] {
-            let path = format!("/openAPIV3Schema/properties/{part}/properties/virtualIPs/x-kubernetes-list-type");
+            let path =
+                format!("/openAPIV3Schema/properties/{part}/properties/virtualIPs/x-kubernetes-list-type");
             assert_eq!(value.pointer(&path), Some(&json!("atomic")), "{part}");
         }
     }

@@ -328,18 +328,31 @@ pub(crate) fn fit(
     if let Some(name) = interface {
         return match status.interfaces.iter().find(|i| i.name == name) {
             Some(i) => Fit::Yes { down: (!i.up).then(|| name.to_owned()) },
+            None if addresses.iter().all(|net| carries(status, net.addr())) => Fit::Yes { down: None },
             None => Fit::NoInterface,
         };
     }
     let mut down = None;
     for net in addresses {
         let on_link = status.interfaces.iter().filter(|i| has_subnet(&i.addresses, net.addr()));
-        let Some(best) = on_link.max_by_key(|i| i.up) else { return Fit::NoSubnet(*net) };
-        if !best.up {
-            down = Some(best.name.clone());
+        match on_link.max_by_key(|i| i.up) {
+            Some(best) if best.up => {}
+            Some(best) => down = Some(best.name.clone()),
+            None if carries(status, net.addr()) => {}
+            None => return Fit::NoSubnet(*net),
         }
     }
     Fit::Yes { down }
+}
+
+/// Whether the node has `address` as a virtual IP's. It then has the subnet too, also where its own address is gone and
+/// the virtual IP was promoted: agents report subnets by the other addresses only.
+fn carries(status: &NodeNetStateStatus, address: IpAddr) -> bool {
+    status.virtual_ips.iter().filter(|v| v.state == VirtualIPState::Active).any(|v| {
+        let mut there =
+            v.addresses.iter().filter(|a| a.role.is_some()).filter_map(|a| address_of(&a.address));
+        there.any(|a| a == address)
+    })
 }
 
 /// Whether one of the interface's subnets holds `address`.
@@ -395,6 +408,34 @@ mod tests {
             ..Default::default()
         });
         state
+    }
+
+    #[test]
+    fn a_promoted_virtual_ip_stays_although_the_nodes_own_address_is_gone() {
+        let net: IpNet = "192.168.0.15/24".parse().unwrap();
+        let fits = |role, interface| {
+            let mut object = reports(false);
+            let status = object.status.as_mut().unwrap();
+            status.interfaces = vec![nodenet_crds::InterfaceOnNode {
+                name: "cni0".into(),
+                up: true,
+                addresses: vec!["10.244.5.1/24".into()],
+            }];
+            status.virtual_ips[0].state = VirtualIPState::Active;
+            status.virtual_ips[0].addresses = vec![nodenet_crds::AddressOnNode {
+                address: "192.168.0.15/24".into(),
+                interface: "ens33".into(),
+                role,
+            }];
+            let mut state = StateInfo::default();
+            state.observe(object, false, Duration::ZERO);
+            fit(None, Some(&state), &[net], interface)
+        };
+        let primary = Some(nodenet_crds::KernelAddressRole::Primary);
+        assert_eq!(fits(primary, None), Fit::Yes { down: None });
+        assert_eq!(fits(primary, Some("ens33")), Fit::Yes { down: None });
+        assert_eq!(fits(None, None), Fit::NoSubnet(net), "it is not in the kernel");
+        assert_eq!(fits(None, Some("ens33")), Fit::NoInterface);
     }
 
     #[test]
