@@ -92,7 +92,10 @@ impl Index {
             self.held_back.extend(services.iter().map(service_key));
         }
         for node in std::mem::take(&mut self.todo_nodes) {
-            if nodes_ready {
+            // A state that does not exist yet comes after the slices: with an empty list of them beside it, an agent
+            // would take nothing for the wish.
+            let exists = self.facts.states.get(&node).is_some_and(|s| s.exists);
+            if nodes_ready && (exists || slices_ready) {
                 out.extend(self.plan_node(&node, vips_ready, now));
             } else {
                 self.held_back.insert(Key::Node(node));
