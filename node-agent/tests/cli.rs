@@ -112,6 +112,26 @@ fn what_cannot_be_tried_ends_with_two_and_words() {
 }
 
 #[test]
+fn apply_leaves_a_node_to_the_agent_that_runs_there() {
+    let run_dir = tempfile::tempdir().unwrap();
+    let _running = nodenet_agent::agent::lock::Lock::take(run_dir.path()).unwrap();
+    let run_dir = run_dir.path().to_str().unwrap();
+    let file = input("node.yaml");
+    let mut arguments =
+        vec!["apply", "-f", &file, "--node", "k8s-node-1", "--kernel", "fake", "--run-dir", run_dir];
+    let bin = env!("CARGO_BIN_EXE_nodenet-agent");
+    let out = Command::new(bin).args(&arguments).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    let words = text(&out.stderr);
+    assert!(
+        words.contains(&format!("another nodenet-agent works on this node (process {})", std::process::id()))
+    );
+    assert!(words.contains("--dry-run"), "{words}");
+    arguments.push("--dry-run");
+    assert!(Command::new(bin).args(&arguments).output().unwrap().status.success());
+}
+
+#[test]
 fn the_version_is_told() {
     let out = agent(&["version"]);
     assert_eq!(text(&out.stdout), format!("nodenet-agent {}\n", env!("CARGO_PKG_VERSION")));

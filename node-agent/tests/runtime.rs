@@ -326,6 +326,26 @@ async fn another_owner_is_yielded_to_only_without_api() {
 }
 
 #[tokio::test]
+async fn a_holder_whose_lease_is_refused_yields_to_another_owner() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Active"));
+    let mut config = node.config();
+    config.addresses.contact = Duration::from_millis(2500);
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    until("it is listened for", || !node.links.inner.lock().unwrap().watched.is_empty()).await;
+    until("the Lease", || !api.leases().is_empty() && node.has(VIP)).await;
+    // The operator sees no Lease and moves the addresses, whatever else the API server still answers.
+    api.refuse_leases(true);
+    until("it yields", || {
+        node.links.claim("eth0", VIP);
+        !node.has(VIP)
+    })
+    .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_link_without_carrier_is_a_fault_with_words_and_comes_back() {
     let (api, node) = (Api::start().await, Node::new());
     api.put("nodenetstates", NODE, 1, spec("Active"));

@@ -97,3 +97,29 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_lane_is_named() {
+        let health = Health { services_limit: Duration::from_secs(60), ..Health::default() };
+        assert_eq!(health.stale(), None, "both have just begun");
+        let health = Health::default();
+        std::iter::repeat(()).take_while(|()| health.services.age().is_zero()).for_each(drop);
+        health.addresses.beat();
+        assert_eq!(health.stale().as_deref(), Some("the service lane is silent for 0 s"));
+        assert!(!health.dead());
+    }
+
+    #[test]
+    fn readiness_says_what_is_missing() {
+        let health = Health::default();
+        assert_eq!(health.unready().as_deref(), Some("nothing is synchronised yet"));
+        health.addresses.set_synced();
+        assert_eq!(health.unready().as_deref(), Some("services are not synchronised yet"));
+        health.services.set_synced();
+        assert_eq!(health.unready(), None);
+    }
+}
