@@ -31,6 +31,7 @@ struct Shared {
     pub leases: Vec<Value>,
     pub events: Vec<Value>,
     down: bool,
+    refusing_leases: bool,
 }
 
 impl Api {
@@ -94,6 +95,11 @@ impl Api {
     /// While down it answers everything with 503.
     pub fn set_down(&self, down: bool) {
         self.shared.lock().unwrap().down = down;
+    }
+
+    /// While so it answers Leases with 403, and everything else as ever.
+    pub fn refuse_leases(&self, refuse: bool) {
+        self.shared.lock().unwrap().refusing_leases = refuse;
     }
 
     pub fn status(&self) -> Value {
@@ -203,6 +209,13 @@ async fn status(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
 async fn lease(State(api): State<Api>, body: Bytes) -> Response {
     if let Some(down) = down(&api) {
         return down;
+    }
+    if api.shared.lock().unwrap().refusing_leases {
+        let body = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "no",
+        });
+        return (StatusCode::FORBIDDEN, answer(body)).into_response();
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
     api.shared.lock().unwrap().leases.push(body.clone());
