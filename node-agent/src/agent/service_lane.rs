@@ -208,7 +208,10 @@ impl ServiceLane {
                 self.resolver.put_spec(&state.spec, origin)
             }
             // Absent is not empty: the last state stays in force.
-            Update::StateGone => Scope::default(),
+            Update::StateGone => {
+                self.resolver.state_gone();
+                Scope::default()
+            }
             Update::Slice(slice) => {
                 let name = slice.metadata.name.clone().unwrap_or_default();
                 self.resolver.put_slice(&name, &slice.spec)
@@ -267,8 +270,14 @@ impl ServiceLane {
             self.synchronise(scope, false);
             self.publish();
         } else if retry || self.verify_at <= now {
+            let prune = self.resolver.prune();
+            if self.verify_at <= now {
+                self.resolver.confirm_slices();
+            }
+            // What may go only from now on is no other hand's doing.
+            let confirmed = self.resolver.prune() != prune;
             let all = Scope::all(self.resolver.desired()).lanes().1;
-            let drift = self.converged && !retry;
+            let drift = self.converged && !retry && !confirmed;
             self.synchronise(all, drift);
             self.verified += 1;
             if self.verified.is_multiple_of(TIDY) {

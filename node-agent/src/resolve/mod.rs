@@ -188,7 +188,8 @@ impl Resolver {
         self.services(changed)
     }
 
-    /// A slice was deleted. Services that it held and no other slice mentions go, unless a list is being read.
+    /// A slice was deleted. Services that it held and no other slice mentions go, unless a list is being read or no slice
+    /// holds a plan any more.
     pub fn remove_slice(&mut self, name: &str) -> Scope {
         let changed = self.plans.remove(name);
         self.services(changed)
@@ -199,16 +200,29 @@ impl Resolver {
         self.plans.list_started();
     }
 
-    /// The list of slices was complete with these names.
+    /// The list of slices was complete with these names. One without any plan takes nothing away.
     pub fn list_completed(&mut self, names: &BTreeSet<String>) -> Scope {
         let first = !self.plans.complete();
         let changed = self.plans.list_completed(names);
         let mut touched = self.services(changed);
-        if first && self.spec.is_some() {
+        if first && self.plans.complete() && self.spec.is_some() {
             // From now on what is no longer wanted may go, wherever it is.
             touched.merge(Scope::all(&self.desired));
         }
         touched
+    }
+
+    /// The node's own state was deleted. The last one stays in force, and nothing is removed until there is one again:
+    /// what is published is being taken away, not changed.
+    pub fn state_gone(&mut self) {
+        self.from_api = false;
+    }
+
+    /// To be called each verify period: when slices came one by one after a list that was empty, and none came for a
+    /// whole period, they are taken for all there are.
+    pub fn confirm_slices(&mut self) -> Scope {
+        let changed = self.plans.confirm();
+        self.services(changed)
     }
 
     /// Takes the node's interfaces and all their addresses, with `ours` set on those that are.

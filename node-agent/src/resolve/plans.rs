@@ -153,6 +153,11 @@ pub(super) struct Plans {
     complete: bool,
     /// A list is being read: a Service that no slice mentions may stand in one that is still to come.
     listing: bool,
+    /// No slice held a plan any more, which no cluster can wish: each has the Service `kubernetes`. What is missing may
+    /// still come, although no list is being read.
+    emptied: bool,
+    /// A slice came since the last [`Self::confirm`].
+    grew: bool,
     orphans: BTreeSet<Uid>,
 }
 
@@ -168,12 +173,18 @@ impl Plans {
             incomplete: BTreeSet::new(),
             complete: false,
             listing: false,
+            emptied: false,
+            grew: false,
             orphans: BTreeSet::new(),
         }
     }
 
     pub fn complete(&self) -> bool {
-        self.complete
+        self.complete && !self.emptied
+    }
+
+    fn hold_plans(&self) -> bool {
+        self.slices.values().any(|slice| !slice.uids.is_empty())
     }
 
     pub fn list_started(&mut self) {
@@ -189,16 +200,34 @@ impl Plans {
             .map(|name| name.to_string())
             .collect();
         let mut changed = BTreeSet::new();
+        // Until all of them are gone their Services are orphans: the list may turn out to be empty.
+        self.listing = true;
         for name in gone {
             changed.extend(self.remove(&name));
         }
         self.listing = false;
         self.complete = true;
-        for uid in std::mem::take(&mut self.orphans) {
-            if self.choose(&uid) {
-                changed.insert(uid);
-            }
+        self.emptied = !self.hold_plans();
+        self.grew = false;
+        if !self.emptied {
+            changed.extend(self.drop_orphans());
         }
+        changed
+    }
+
+    /// After a list that was empty the slices come one by one, and nothing says which is the last. When none came between
+    /// two calls of this they are taken for all there are. Services whose plan changed.
+    pub fn confirm(&mut self) -> BTreeSet<Uid> {
+        if !self.emptied || self.listing || !self.hold_plans() || std::mem::take(&mut self.grew) {
+            return BTreeSet::new();
+        }
+        self.emptied = false;
+        self.drop_orphans()
+    }
+
+    fn drop_orphans(&mut self) -> BTreeSet<Uid> {
+        let mut changed = std::mem::take(&mut self.orphans);
+        changed.retain(|uid| self.choose(uid));
         changed
     }
 
@@ -259,7 +288,10 @@ impl Plans {
             touched.insert(uid);
         }
         problems.truncate(PROBLEMS_KEPT);
-        self.slices.insert(name, Slice { revision: spec.revision, uids, problems: problems.into() });
+        let empty = uids.is_empty();
+        let slice = Slice { revision: spec.revision, uids, problems: problems.into() };
+        self.grew |= self.slices.insert(name, slice).is_none();
+        self.emptied |= empty && !touched.is_empty() && !self.hold_plans();
         touched.retain(|uid| self.choose(uid));
         touched
     }
@@ -271,6 +303,7 @@ impl Plans {
         for uid in &touched {
             self.drop_parts(uid, &name);
         }
+        self.emptied |= !touched.is_empty() && !self.hold_plans();
         touched.retain(|uid| self.choose(uid));
         touched
     }
@@ -286,7 +319,7 @@ impl Plans {
         let Some(service) = self.services.get_mut(uid) else { return false };
         let Some(highest) = service.highest() else {
             self.incomplete.remove(uid);
-            if self.listing {
+            if self.listing || self.emptied {
                 self.orphans.insert(uid.clone());
                 return false;
             }
