@@ -141,7 +141,10 @@ pub fn urgent(old: &NodeNetStateStatus, new: &NodeNetStateStatus) -> bool {
         };
         s.conditions.iter().map(key).collect()
     };
+    // A new Service on a virtual IP is waited for by people: its holder says at once that it is there.
+    let holds = new.virtual_ips.iter().any(|v| v.state == nodenet_crds::VirtualIPState::Active);
     old.observed_generation != new.observed_generation
+        || (holds && old.virtual_servers != new.virtual_servers)
         || old.virtual_ips != new.virtual_ips
         || old.interfaces != new.interfaces
         || old.agent_version != new.agent_version
@@ -239,6 +242,18 @@ mod tests {
         services.virtual_servers = Verdict::not(reason::KERNEL_REFUSED, "");
         let third = compose(&second, &addresses, &services, &source, &at(3));
         assert!(urgent(&second, &third));
+    }
+
+    #[test]
+    fn a_holder_says_at_once_that_a_service_came() {
+        use nodenet_crds::{VirtualIPOnNode, VirtualIPState};
+        for (state, at_once) in [(VirtualIPState::Active, true), (VirtualIPState::Backup, false)] {
+            let vip = VirtualIPOnNode { name: "web".into(), state, message: None, addresses: Vec::new() };
+            let old = NodeNetStateStatus { virtual_ips: vec![vip], ..Default::default() };
+            let mut new = old.clone();
+            new.virtual_servers.programmed += 1;
+            assert_eq!(urgent(&old, &new), at_once);
+        }
     }
 
     #[test]
