@@ -94,7 +94,7 @@ fn node_spec() -> impl Strategy<Value = NodeNetStateSpec> {
 fn input() -> impl Strategy<Value = Input> {
     let slices = (select(SLICES.to_vec()), proptest::collection::vec(service_plan(), 0..4));
     let addresses =
-        vec!["192.168.0.11/24", "192.168.0.12/24", "fd00:5::11/64", "10.96.0.9/32", "169.254.1.1/16"];
+        vec!["192.168.0.11/24", "192.168.0.12/24", "fd00:5::11/64", "10.112.0.9/32", "169.254.1.1/16"];
     prop_oneof![
         6 => slices.prop_map(|(name, plans)| Input::Slice(name, slice(1, plans))),
         1 => select(SLICES.to_vec()).prop_map(Input::Remove),

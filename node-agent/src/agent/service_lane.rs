@@ -21,7 +21,7 @@ use crate::diff::Look as Covered;
 use crate::report::facts::{Notice, ServiceFacts, Verdict};
 use crate::report::health::Health;
 use crate::report::metrics::{Lane, LaneLabel, Metrics, ServersLabel};
-use crate::resolve::Resolver;
+use crate::resolve::{Reason, Resolver};
 use crate::source::Update;
 use crate::state::{NodeState, Operation, Scope};
 
@@ -378,13 +378,23 @@ impl ServiceLane {
             );
             virtual_servers = virtual_servers.and(Verdict::not(reason::SLICE_INCOMPLETE, words));
         }
+        let problems = self.resolver.problems();
+        let mut addresses = self.failures.verdict(Area::Addresses, "local routes are as wanted");
+        let overlaps: Vec<String> = problems
+            .iter()
+            .filter(|problem| matches!(problem.reason, Reason::RangeOverlaps { .. }))
+            .map(ToString::to_string)
+            .collect();
+        if !overlaps.is_empty() {
+            addresses = addresses.and(Verdict::not(reason::ADDRESS_CONFLICT, overlaps.join("; ")));
+        }
         let mut failures = self.failures.list();
-        failures.extend(super::failures::problems(&self.resolver.problems()));
+        failures.extend(super::failures::problems(&problems));
         let facts = ServiceFacts {
             generation: self.generation,
             slice_revision: self.slice_revision,
             kernel: self.failures.verdict(Area::Kernel, "modules and settings are as wanted"),
-            addresses: self.failures.verdict(Area::Addresses, "local routes are as wanted"),
+            addresses,
             packet_filter: self.failures.verdict(Area::PacketFilter, "sets and rules are as wanted"),
             virtual_servers,
             servers,

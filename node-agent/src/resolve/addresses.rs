@@ -8,6 +8,7 @@ use nodenet_crds::{
     AddressRole, Announce, AssignedState, AssignedVirtualIP, KernelAddressRole, VirtualIPState, validate,
 };
 
+use super::ranges::overlap;
 use crate::state::{Address, AddressKey, Link, SERVICE_INTERFACE, Which, promote_secondaries};
 
 /// Where another proxy binds the addresses of Services; they are no addresses of the node.
@@ -113,6 +114,17 @@ impl Node {
     fn own(&self) -> impl Iterator<Item = (&AddressKey, &Address)> {
         self.addresses.iter().filter(|(key, address)| {
             !address.ours && key.interface != SERVICE_INTERFACE && key.interface != OTHER_SERVICE_INTERFACE
+        })
+    }
+
+    /// A network of the node that has an address in common with `range`, with its interface: its own addresses and all
+    /// that is on link.
+    pub fn network_in(&self, range: &IpNet) -> Option<(&str, IpNet)> {
+        self.own().find_map(|(key, there)| {
+            // Nobody is on link with everybody: only the address itself counts.
+            let length = if there.prefix_length == 0 { u8::MAX } else { there.prefix_length };
+            let net = IpNet::new(key.address, length).unwrap_or_else(|_| IpNet::from(key.address)).trunc();
+            overlap(range, &net).then_some((key.interface.as_str(), net))
         })
     }
 

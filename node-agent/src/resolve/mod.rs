@@ -7,6 +7,7 @@ mod addresses;
 mod claims;
 mod plans;
 mod problem;
+mod ranges;
 mod requirements;
 mod services;
 
@@ -23,6 +24,7 @@ pub use problem::{Problem, Reason};
 use self::addresses::Node;
 use self::claims::Claims;
 use self::plans::{Plans, Uid};
+use self::ranges::Judged;
 use self::services::View;
 use crate::diff::Prune;
 use crate::filter::{Config, SetName, rules};
@@ -95,7 +97,12 @@ pub struct Resolver {
 
 struct Spec {
     written: NodeNetStateSpec,
-    ranges: Vec<IpNet>,
+    /// Service ranges as written, those that make sense.
+    wanted: Vec<IpNet>,
+    /// Pod networks of the cluster and of the node, those that make sense.
+    pod_networks: Vec<IpNet>,
+    /// Those of the wanted ranges that are made local.
+    judged: Judged,
 }
 
 impl Resolver {
@@ -137,7 +144,9 @@ impl Resolver {
 
     /// What of the input makes no sense, one object each.
     pub fn problems(&self) -> Vec<Problem> {
-        let mut all: Vec<Problem> = self.problems.iter().chain(self.plans.problems()).cloned().collect();
+        let ranges = self.spec.iter().flat_map(|spec| &spec.judged.problems);
+        let mut all: Vec<Problem> =
+            self.problems.iter().chain(ranges).chain(self.plans.problems()).cloned().collect();
         all.extend(self.claims.problems(&self.plans));
         all.sort();
         all.dedup();
@@ -162,17 +171,21 @@ impl Resolver {
             return Scope::default();
         }
         self.problems.clear();
-        let mut ranges = Vec::new();
+        let mut wanted = Vec::new();
         for text in &spec.service_addresses.cidrs {
             match text.parse::<IpNet>() {
-                Ok(net) if usable_range(net) => ranges.push(net.trunc()),
+                Ok(net) if ranges::usable(net) => wanted.push(net.trunc()),
                 _ => {
                     let reason = Reason::Range { value: text.clone() };
                     self.problems.push(Problem::new("service addresses".into(), reason));
                 }
             }
         }
-        self.spec = Some(Spec { written: spec.clone(), ranges });
+        let pod_networks = spec.cluster_cidrs.iter().chain(&spec.pod_cidrs);
+        let pod_networks = pod_networks.filter_map(|text| text.parse().ok()).collect();
+        let judged = Judged::default();
+        self.spec = Some(Spec { written: spec.clone(), wanted, pod_networks, judged });
+        self.judge_ranges();
         let mut touched = self.frame();
         touched.merge(self.addresses());
         touched.merge(self.review(first));
@@ -245,7 +258,8 @@ impl Resolver {
         }
         let first = self.node.is_none();
         self.node = Some(node);
-        let mut touched = self.addresses();
+        let mut touched = if self.judge_ranges() { self.frame() } else { Scope::default() };
+        touched.merge(self.addresses());
         touched.merge(self.review(false));
         if first && self.spec.is_some() {
             touched.merge(Scope::all(&self.desired));
@@ -266,11 +280,21 @@ impl Resolver {
         self.addresses()
     }
 
-    /// What depends on the spec alone: modules, settings, our interface, routes, rules, and the sets themselves.
+    /// Which ranges are made local, by what the node has now; whether they are others than before.
+    fn judge_ranges(&mut self) -> bool {
+        let Some(spec) = &mut self.spec else { return false };
+        let standing = self.desired.routes.iter().map(|route| route.range).collect();
+        let judged = ranges::judge(&spec.wanted, &spec.pod_networks, self.node.as_ref(), &standing);
+        let changed = spec.judged.ranges != judged.ranges;
+        spec.judged = judged;
+        changed
+    }
+
+    /// What depends on the spec, and on the ranges that are made local: modules, settings, our interface, routes, rules, and the sets themselves.
     fn frame(&mut self) -> Scope {
         let Some(spec) = &self.spec else { return Scope::default() };
         let mut problems = Vec::new();
-        let ipv6 = spec.ranges.iter().any(|range| Family::of(range.addr()) == Family::V6)
+        let ipv6 = spec.wanted.iter().any(|range| Family::of(range.addr()) == Family::V6)
             || spec.written.virtual_ips.iter().flat_map(|vip| &vip.addresses).any(|a| a.contains(':'));
         let (modules, sysctls) = requirements::resolve(&spec.written.kernel, ipv6, &mut problems);
         let mut cluster_cidrs = Vec::new();
@@ -308,7 +332,7 @@ impl Resolver {
                 }
             }
             if families.contains(&family) {
-                let ranges = spec.ranges.iter().filter(|range| Family::of(range.addr()) == family);
+                let ranges = spec.judged.ranges.iter().filter(|range| Family::of(range.addr()) == family);
                 let entries = ranges.map(|range| crate::state::SetEntry::Net(*range)).collect();
                 let name = SetName::IpvsIps.name(family);
                 if let Some(set) = self.desired.sets.get_mut(&name)
@@ -320,6 +344,7 @@ impl Resolver {
             }
         }
         let routes: BTreeSet<LocalRoute> = spec
+            .judged
             .ranges
             .iter()
             .map(|range| LocalRoute { range: *range, interface: SERVICE_INTERFACE.into() })
@@ -412,7 +437,7 @@ impl Resolver {
         let node_port_addresses = self
             .node
             .as_ref()
-            .map(|node| node.node_port_addresses(&virtual_addresses, &spec.ranges))
+            .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges))
             .unwrap_or_default();
         let view = View { node_port_addresses, virtual_addresses, ipv6: self.view.ipv6 };
         let had_ipv6 = self.claims.ipv6();
@@ -473,19 +498,5 @@ fn set_member(set: &mut BTreeSet<Uid>, uid: &Uid, member: bool) {
         set.remove(uid);
     } else if !set.contains(uid) {
         set.insert(uid.clone());
-    }
-}
-
-/// A range may be made local unless it is so wide that it would cut the node off.
-fn usable_range(net: IpNet) -> bool {
-    match net {
-        IpNet::V4(net) => {
-            net.prefix_len() >= 8
-                && !net.contains(&std::net::Ipv4Addr::LOCALHOST)
-                && !net.addr().is_multicast()
-        }
-        IpNet::V6(net) => {
-            net.prefix_len() >= 32 && !net.addr().is_multicast() && !net.addr().is_unicast_link_local()
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! What of the input makes no sense. Each concerns one object; the others are unaffected.
 
+use ipnet::IpNet;
+
 /// One thing that cannot be as written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{object}: {reason}")]
@@ -58,6 +60,20 @@ pub enum Reason {
     Range {
         /// As written.
         value: String,
+    },
+    /// A range that holds something that the node must reach by its network.
+    #[error(
+        "range {range} {} it overlaps {obstacle}{} give the cluster's own service range (serviceCIDRs), or move the other one",
+        if *stands { "stays local although" } else { "is not made local:" },
+        if *stands { ", which is out of this node's reach now;" } else { ", which would be out of this node's reach;" }
+    )]
+    RangeOverlaps {
+        /// The range.
+        range: IpNet,
+        /// What it overlaps, in words.
+        obstacle: String,
+        /// The range was local before the other came: it stays.
+        stands: bool,
     },
     /// A module that the agent does not load.
     #[error("not among the modules that this agent loads")]

@@ -65,6 +65,17 @@ pub enum SettingsError {
     /// Too many ranges for a NodeNetState.
     #[error("{0} has more than 16 entries")]
     TooMany(&'static str),
+    /// Every node would make the addresses of pods its own.
+    #[error(
+        "service range {service} and pod network {pods} overlap: nodes would answer for the pods themselves; \
+         give the ranges that the API server and the pod network are configured with"
+    )]
+    Overlap {
+        /// Of the service CIDRs.
+        service: IpNet,
+        /// Of the cluster CIDRs.
+        pods: IpNet,
+    },
 }
 
 impl Settings {
@@ -89,6 +100,43 @@ impl Settings {
                 return Err(SettingsError::TooMany(field));
             }
         }
+        for service in &self.service_cidrs {
+            // Of two networks with an address in common one holds the other.
+            let overlaps =
+                |pods: &&IpNet| service.contains(&pods.network()) || pods.contains(&service.network());
+            if let Some(pods) = self.cluster_cidrs.iter().find(overlaps) {
+                return Err(SettingsError::Overlap { service: *service, pods: *pods });
+            }
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_ranges_that_overlap_pod_networks_are_refused() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let check = |service: &str, pods: &str| {
+            let settings = Settings {
+                service_cidrs: vec![net("172.20.0.0/16"), net(service)],
+                cluster_cidrs: vec![net("192.168.128.0/17"), net(pods)],
+                ..Settings::default()
+            };
+            settings.check()
+        };
+        assert_eq!(check("10.96.0.0/12", "10.244.0.0/16"), Ok(()));
+        assert_eq!(check("fd00:96::/112", "fd00:244::/56"), Ok(()));
+        for (service, pods) in [
+            ("10.96.0.0/12", "10.100.0.0/16"),
+            ("10.96.0.0/12", "10.0.0.0/8"),
+            ("10.96.0.0/12", "10.96.0.0/12"),
+            ("fd00::/108", "fd00::/48"),
+        ] {
+            let overlap = SettingsError::Overlap { service: net(service), pods: net(pods) };
+            assert_eq!(check(service, pods), Err(overlap));
+        }
     }
 }
