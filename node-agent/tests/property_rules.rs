@@ -400,7 +400,8 @@ fn rule_9_backends_of_udp_go_at_once_with_their_tracked_connections() {
     let gone =
         [Operation::DeleteRealServer(server, leaving), Operation::ForgetConnections(server, Some(leaving))];
     assert_eq!(agent.settle(touched), gone);
-    let touched = agent.resolver.put_slice("a", &slice(3, vec![]));
+    let other = web("other", 3, "10.96.0.2", &[("10.244.1.2", NODE)]);
+    let touched = agent.resolver.put_slice("a", &slice(3, vec![other]));
     let gone = agent.settle(touched);
     assert!(gone.contains(&Operation::ForgetConnections(server, None)), "{gone:#?}");
 }

@@ -6,6 +6,7 @@ use nodenet_crds::Failure;
 use nodenet_crds::conditions::reason;
 
 use super::scope::{Area, area, covers};
+use crate::diff::Note;
 use crate::kernel::{Class, KernelError};
 use crate::report::facts::Verdict;
 use crate::resolve::Problem;
@@ -69,6 +70,8 @@ pub struct Failures {
     failed: Vec<Failed>,
     unreadable: Vec<Unreadable>,
     journal: Option<Failure>,
+    /// Virtual servers that cannot be because another hand's stand in their place.
+    foreign: BTreeMap<VirtualServerKey, Failure>,
     /// Virtual servers with something left to do.
     outstanding: BTreeSet<VirtualServerKey>,
 }
@@ -94,6 +97,22 @@ impl Failures {
         self.outstanding.extend(keys);
     }
 
+    /// What a comparison of `scope` found to stand in the way; after [`Self::replace`].
+    pub fn in_the_way(&mut self, scope: &Scope, notes: &[Note]) {
+        self.foreign.retain(|key, _| !scope.virtual_servers.contains(key));
+        for note in notes {
+            if let Note::ForeignVirtualServer(key) = note {
+                let failure = Failure {
+                    object: super::words::virtual_server(key),
+                    operation: "add virtual server".to_owned(),
+                    message: note.to_string(),
+                };
+                self.foreign.insert(*key, failure);
+                self.outstanding.insert(*key);
+            }
+        }
+    }
+
     /// The journal could not be written, or could again.
     pub fn journal(&mut self, problem: Option<String>) {
         self.journal = problem.map(|message| Failure {
@@ -111,12 +130,16 @@ impl Failures {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.failed.is_empty() && self.unreadable.is_empty() && self.journal.is_none()
+        self.failed.is_empty()
+            && self.unreadable.is_empty()
+            && self.journal.is_none()
+            && self.foreign.is_empty()
     }
 
-    /// Virtual servers that the kernel refused, and those that are not as wanted for whatever reason.
+    /// Virtual servers that the kernel or another hand's ones refuse, and those that are not as wanted for whatever reason.
     pub fn servers(&self) -> (usize, usize) {
-        let refused: BTreeSet<_> = self.failed.iter().filter_map(|f| server(&f.operation)).collect();
+        let refused = self.failed.iter().filter_map(|f| server(&f.operation));
+        let refused: BTreeSet<_> = refused.chain(self.foreign.keys().copied()).collect();
         (refused.len(), self.outstanding.len())
     }
 
@@ -124,7 +147,8 @@ impl Failures {
     pub fn list(&self) -> Vec<Failure> {
         let unreadable = self.unreadable.iter().map(|u| u.failure.clone());
         let failed = self.failed.iter().map(|f| f.failure.clone());
-        let all = self.journal.iter().cloned().chain(unreadable).chain(failed);
+        let foreign = self.foreign.values().cloned();
+        let all = self.journal.iter().cloned().chain(unreadable).chain(failed).chain(foreign);
         all.take(crate::report::status::FAILURES_MAX).collect()
     }
 
@@ -142,19 +166,23 @@ impl Failures {
     pub fn verdict(&self, of: Area, ready: impl Into<String>) -> Verdict {
         let failed: Vec<&Failed> = self.failed.iter().filter(|f| area(&f.operation) == of).collect();
         let unreadable: Vec<&Unreadable> = self.unreadable.iter().filter(|u| u.area == of).collect();
-        if failed.is_empty() && unreadable.is_empty() {
+        let foreign: Vec<&Failure> =
+            if of == Area::VirtualServers { self.foreign.values().collect() } else { Vec::new() };
+        if failed.is_empty() && unreadable.is_empty() && foreign.is_empty() {
             return Verdict::ready(ready);
         }
         let modules = || failed.iter().any(|f| matches!(f.operation, Operation::LoadModule(_)));
         let why = match of {
             Area::Kernel if modules() => reason::MODULE_MISSING,
             Area::Kernel => reason::SYSCTL_REFUSED,
+            _ if failed.is_empty() && unreadable.is_empty() => reason::ADDRESS_IN_USE,
             _ if unreadable.iter().any(|u| u.missing) => reason::MODULE_MISSING,
             _ => reason::KERNEL_REFUSED,
         };
         // The same words about many objects are said once.
         let mut by_words: BTreeMap<&str, (usize, &str, &str)> = BTreeMap::new();
-        for f in unreadable.iter().map(|u| &u.failure).chain(failed.iter().map(|f| &f.failure)) {
+        let refused = unreadable.iter().map(|u| &u.failure).chain(failed.iter().map(|f| &f.failure));
+        for f in refused.chain(foreign) {
             by_words.entry(&f.message).or_insert((0, &f.operation, &f.object)).0 += 1;
         }
         let words: Vec<String> = by_words

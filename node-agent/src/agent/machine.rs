@@ -254,7 +254,19 @@ impl Machine {
             let areas: BTreeSet<Area> = parts(&asked).into_iter().map(|(area, _)| area).collect();
             synced.unreadable.retain(|u| !areas.contains(&u.area));
             synced.unreadable.append(&mut look.unreadable);
-            synced.notes = std::mem::take(&mut outcome.notes);
+            // A later look is at less: what it does not cover is still so.
+            synced.notes.retain(|note| match note {
+                Note::ForeignVirtualServer(key) => !look.scope.virtual_servers.contains(key),
+                Note::ForeignAddress(_) | Note::ForeignLink { .. } => false,
+            });
+            synced.notes.append(&mut outcome.notes);
+            // Before the commit, and without one too: what is as wanted already is ours from now on. Without a journal the
+            // kernel is still made right: traffic counts more than knowing later what was ours.
+            synced.journal =
+                self.journal.claim(std::mem::take(&mut outcome.claims)).err().map(|e| e.to_string());
+            if let Some(problem) = &synced.journal {
+                tracing::error!("{problem}");
+            }
             synced.left.clear();
             synced.failed.clear();
             // Something can only be decided when more was seen: the same look again, and what it asks for.
@@ -271,11 +283,6 @@ impl Machine {
                 asked = wider;
                 look = self.look(&asked);
                 continue;
-            }
-            // Without a journal the kernel is still made right: traffic counts more than knowing later what was ours.
-            synced.journal = self.journal.claim(outcome.claims).err().map(|e| e.to_string());
-            if let Some(problem) = &synced.journal {
-                tracing::error!("{problem}");
             }
             let transaction = outcome.transaction;
             let committed = self.kernel.commit(&transaction);

@@ -310,6 +310,7 @@ impl ServiceLane {
         let retry = synced.retry();
         self.failures.journal(synced.journal);
         self.failures.replace(&synced.scope, synced.failed, synced.unreadable, &synced.left);
+        self.failures.in_the_way(&synced.scope, &synced.notes);
         if retry {
             let wait = self.times.retry.saturating_mul(1 << self.retries.min(16)).min(self.times.retry_max);
             self.retry_at = Some(Instant::now() + jitter(wait, 0.2));

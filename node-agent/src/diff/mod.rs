@@ -16,7 +16,10 @@ pub use addresses::renewal;
 pub use draining::Draining;
 pub use ownership::{Journal, Look};
 
-use crate::state::{AddressKey, NodeState, Operation, SERVICE_INTERFACE, Scope, Transaction};
+use crate::state::{
+    AddressKey, Family, NodeState, Operation, Protocol, SERVICE_INTERFACE, Scope, Transaction,
+    VirtualServerKey,
+};
 
 /// What may be removed: absent from an incomplete input is not absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +68,9 @@ pub struct Outcome {
 pub enum Note {
     /// The address is there, by another hand: it serves, but it is neither renewed nor removed.
     ForeignAddress(AddressKey),
+    /// Outside of the service ranges there is a virtual server of another hand, with real servers or a scheduler of its
+    /// own: neither it nor its real servers are touched.
+    ForeignVirtualServer(VirtualServerKey),
     /// An interface of our name is of another kind.
     ForeignLink {
         /// Its kind.
@@ -80,10 +86,32 @@ impl std::fmt::Display for Note {
                 "address {} on {} was set by another hand: it is left alone and does not move",
                 key.address, key.interface
             ),
+            Self::ForeignVirtualServer(key) => write!(
+                f,
+                "a virtual server of another hand is there (ipvsadm: {0}): it is left alone and the Service is not \
+                 served there; remove it with `ipvsadm -D {0}` or change the port",
+                ipvsadm(key)
+            ),
             Self::ForeignLink { kind } => {
                 write!(f, "interface {SERVICE_INTERFACE} exists but is of kind \"{kind}\" instead of dummy")
             }
         }
+    }
+}
+
+/// A virtual server as ipvsadm takes it.
+fn ipvsadm(key: &VirtualServerKey) -> String {
+    match key {
+        VirtualServerKey::Address(protocol, address, port) => {
+            let option = match protocol {
+                Protocol::TCP => "-t",
+                Protocol::UDP => "-u",
+                Protocol::SCTP => "--sctp-service",
+            };
+            format!("{option} {}", std::net::SocketAddr::new(*address, *port))
+        }
+        VirtualServerKey::FirewallMark(Family::V4, mark) => format!("-f {mark}"),
+        VirtualServerKey::FirewallMark(Family::V6, mark) => format!("-f {mark} -6"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Outcome};
+use super::{Context, Note, Outcome};
 use crate::state::{
     NodeState, Operation, Protocol, RealServer, RealServerKey, Scope, VirtualServer, VirtualServerKey, Which,
 };
@@ -23,7 +23,10 @@ pub(super) fn compare(
                 }
             }
             for (key, wanted) in &desired.virtual_servers {
-                one(*key, Some(wanted), observed.virtual_servers.get(key), context, operations, outcome);
+                let there = observed.virtual_servers.get(key);
+                if !foreign(key, wanted, there, desired, context, outcome) {
+                    one(*key, Some(wanted), there, context, operations, outcome);
+                }
             }
             for (key, there) in &observed.virtual_servers {
                 if !desired.virtual_servers.contains_key(key) {
@@ -34,10 +37,40 @@ pub(super) fn compare(
         Which::Only(keys) => {
             for key in keys {
                 let wanted = desired.virtual_servers.get(key);
-                one(*key, wanted, observed.virtual_servers.get(key), context, operations, outcome);
+                let there = observed.virtual_servers.get(key);
+                if !wanted.is_some_and(|wanted| foreign(key, wanted, there, desired, context, outcome)) {
+                    one(*key, wanted, there, context, operations, outcome);
+                }
             }
         }
     }
+}
+
+/// Whether another hand's virtual server stands where one of ours should. In the service ranges all are ours, elsewhere
+/// those in the journal. One that does what ours would do already is taken over: the journal was lost.
+fn foreign(
+    key: &VirtualServerKey,
+    wanted: &VirtualServer,
+    there: Option<&VirtualServer>,
+    desired: &NodeState,
+    context: &mut Context<'_>,
+    outcome: &mut Outcome,
+) -> bool {
+    let Some(there) = there else { return false };
+    // A range of this very comparison is in no journal yet, but will be with the same claims.
+    let in_range = matches!(key, VirtualServerKey::Address(_, address, _)
+        if desired.routes.iter().any(|route| route.range.contains(address)));
+    if in_range || context.journal.owns_virtual_server(key) || adoptable(wanted, there) {
+        return false;
+    }
+    context.draining.keep(*key, |_| false);
+    outcome.notes.push(Note::ForeignVirtualServer(*key));
+    true
+}
+
+fn adoptable(wanted: &VirtualServer, there: &VirtualServer) -> bool {
+    wanted.scheduler == there.scheduler
+        && there.real_servers.keys().all(|real| wanted.real_servers.contains_key(real))
 }
 
 fn one(

@@ -257,10 +257,10 @@ pub fn apply<K: Kernel>(
         };
         let outcome: Outcome =
             diff(desired, &observed, &scope, &mut context(journal, Prune::ALL, &mut draining));
+        journal.merge(outcome.claims);
         if outcome.transaction.is_empty() && outcome.widen.is_empty() {
             return Ok(done);
         }
-        journal.merge(outcome.claims);
         scope.merge(outcome.widen);
         let committed = kernel.commit(&outcome.transaction);
         for (_, error) in &committed.failed {
@@ -307,7 +307,13 @@ fn look<K: Kernel>(kernel: &mut K, scope: &Scope) -> Result<NodeState, String> {
     result.map_err(|e| e.to_string())
 }
 
-/// What is not ours and not wished for.
+/// Whether a virtual server that nobody wrote down does already what is wished for: it is taken over.
+fn adoptable(wanted: &VirtualServer, there: &VirtualServer) -> bool {
+    wanted.scheduler == there.scheduler
+        && there.real_servers.keys().all(|real| wanted.real_servers.contains_key(real))
+}
+
+/// What is not ours, wished for or not.
 fn foreign_part(
     observed: &NodeState,
     case: &Case,
@@ -316,7 +322,9 @@ fn foreign_part(
         .virtual_servers
         .iter()
         .filter(|(key, _)| !in_range(key) && !case.journal.virtual_servers.contains(key))
-        .filter(|(key, _)| !case.desired.virtual_servers.contains_key(key))
+        .filter(|(key, there)| {
+            !case.desired.virtual_servers.get(key).is_some_and(|wanted| adoptable(wanted, there))
+        })
         .map(|(key, server)| (*key, server.clone()))
         .collect();
     let addresses = observed.addresses.iter().filter(|(key, address)| {

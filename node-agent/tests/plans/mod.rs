@@ -165,10 +165,10 @@ impl Agent {
         for _ in 0..8 {
             let prune = self.resolver.prune();
             let outcome = self.compare(&scope, prune);
+            self.journal.merge(outcome.claims);
             if outcome.transaction.is_empty() && outcome.widen.is_empty() {
                 return done;
             }
-            self.journal.merge(outcome.claims);
             scope.merge(outcome.widen);
             let committed = self.kernel.commit(&outcome.transaction);
             assert!(committed.failed.is_empty(), "{:#?}", committed.failed);
