@@ -26,6 +26,8 @@ const BATCH: usize = 512;
 const TURN: Duration = Duration::from_secs(5);
 /// At the end, time for writes that are under way.
 const LAST_WRITES: Duration = Duration::from_secs(3);
+/// Events that are kept for an API server that is away.
+const UNSENT: usize = 64;
 /// Keys that a line of the log names.
 const NAMED: usize = 3;
 
@@ -43,6 +45,9 @@ pub struct Control {
     /// The last failure that was logged of each object: the same is not said twice.
     complaints: HashMap<ObjectRef, String>,
     undecodable: Undecodable,
+    /// Events that no API server took, and when they are sent again.
+    unsent: Vec<Write>,
+    unsent_due: Instant,
     /// The term of leadership, on standby none.
     term: Option<u64>,
     /// Number of the last plan.
@@ -72,6 +77,8 @@ impl Control {
             failed: Backoff::default(),
             complaints: HashMap::new(),
             undecodable: Undecodable::default(),
+            unsent: Vec::new(),
+            unsent_due: Instant::now(),
             term: None,
             plan: 0,
             started: Instant::now(),
@@ -142,7 +149,8 @@ impl Control {
         let mut wake = Instant::now() + TURN;
         if self.term.is_some() {
             let due = self.index.due().map(|due| self.started + due);
-            for time in [self.keys.next_due(), self.failed.next_due(), due].into_iter().flatten() {
+            let unsent = (!self.unsent.is_empty()).then_some(self.unsent_due);
+            for time in [self.keys.next_due(), self.failed.next_due(), due, unsent].into_iter().flatten() {
                 wake = wake.min(time);
             }
         }
@@ -196,6 +204,9 @@ impl Control {
                 for key in self.index.take_due(&now) {
                     self.keys.add_now(key, at);
                 }
+            }
+            if self.unsent_due <= at {
+                self.unsent.drain(..).for_each(|event| self.lanes.push(event));
             }
             self.plan(at);
             self.send();
@@ -271,7 +282,12 @@ impl Control {
             }
             Err(error) => {
                 let Some(object) = object else {
-                    warn!("event lost: {error}");
+                    if error.class() == Class::Retry && self.unsent.len() < UNSENT {
+                        self.unsent_due = Instant::now() + TURN;
+                        self.unsent.push(write);
+                    } else {
+                        warn!("event lost: {error}");
+                    }
                     return;
                 };
                 let pause = self.failed.failed(&object, Instant::now());
