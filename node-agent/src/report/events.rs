@@ -1,5 +1,7 @@
 //! Events of the node's NodeNetState, for changes of state only.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -12,7 +14,11 @@ const NOTE_MAX: usize = 1024;
 
 /// Publishes Events.
 pub struct Events {
-    recorder: Recorder,
+    client: kube::Client,
+    reporter: Reporter,
+    /// The last note of each reason, and who published it. A recorder takes a second Event with the same reason for the
+    /// first once more, whatever its note says: it counts on and the note is lost. So each note has its own.
+    recorders: BTreeMap<&'static str, (String, Recorder)>,
     reference: ObjectReference,
 }
 
@@ -23,7 +29,7 @@ impl Events {
         let mut reference = reference::<NodeNetState>(node);
         // Events of objects without namespace stand in `default`; API servers of 1.20 want both to be equal.
         reference.namespace = Some("default".to_owned());
-        Self { recorder: Recorder::new(client, reporter), reference }
+        Self { client, reporter, recorders: BTreeMap::new(), reference }
     }
 
     /// From now on Events carry the object's UID, so that `kubectl describe` shows them.
@@ -33,7 +39,7 @@ impl Events {
 
     /// Publishes one. `false`: no API server took the request, so it is worth another try. What an API server refuses
     /// is in the log, and that is all: it would refuse it again.
-    pub async fn publish(&self, notice: &Notice) -> bool {
+    pub async fn publish(&mut self, notice: &Notice) -> bool {
         let note: String = notice.note.chars().take(NOTE_MAX / 2).collect();
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
@@ -42,7 +48,12 @@ impl Events {
             action: notice.action.to_owned(),
             secondary: notice.virtual_ip.as_deref().map(reference::<VirtualIP>),
         };
-        let publish = self.recorder.publish(&event, &self.reference);
+        if self.recorders.get(notice.reason).is_none_or(|(last, _)| *last != notice.note) {
+            let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+            self.recorders.insert(notice.reason, (notice.note.clone(), recorder));
+        }
+        let Some((_, recorder)) = self.recorders.get(notice.reason) else { return true };
+        let publish = recorder.publish(&event, &self.reference);
         match tokio::time::timeout(super::lease::TIMEOUT, publish).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
