@@ -234,7 +234,11 @@ impl tower::Service<Request<Body>> for FailOver {
         let shared = self.shared.clone();
         shared.requests.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
-            let answer = client.send(request).await;
+            let answer = tokio::select! {
+                answer = client.send(request) => answer,
+                // The sender lives as long as this service does.
+                Ok(()) = turns.changed() => Err(kube::Error::Service(Box::new(given_up()))),
+            };
             let useless = match &answer {
                 Err(_) => true,
                 // 500 is about the request; these are about the server.
@@ -278,13 +282,17 @@ impl HttpBody for Severable {
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         if self.severed.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(Box::new(std::io::Error::new(
-                std::io::ErrorKind::ConnectionAborted,
-                "the API server does not answer",
-            )))));
+            return Poll::Ready(Some(Err(Box::new(given_up()))));
         }
         Poll::Pending
     }
+}
+
+fn given_up() -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::ConnectionAborted,
+        "the connection to the API server was given up",
+    )
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use kube::Api;
 use tokio::sync::{mpsc, watch};
 
 use self::desired::{Arrived, Seen, cold_start, sink};
-use self::reporting::{Publishing, keep_lease, publish_events, watch_source};
+use self::reporting::{Publishing, keep_lease, leave_dead_connections, publish_events, watch_source};
 use super::address_lane::{self, AddressLane};
 use super::journal::{ADDRESSES, JournalFile, SERVICES};
 use super::lock::{Lock, LockError};
@@ -237,6 +237,7 @@ pub async fn run(
         api: Api::all(servers.client()),
         metrics: metrics.clone(),
     };
+    tasks.spawn(leave_dead_connections(servers.clone(), addresses.clone()));
     tasks.spawn(publish_events(Events::new(servers.client(), &config.node), seen.clone(), noticed));
     tasks.spawn(publishing.run(addresses, services, source, seen));
 

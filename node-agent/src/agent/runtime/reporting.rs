@@ -1,11 +1,11 @@
 //! What goes to the API server: the Lease, the status, Events; and the look at the operator's Lease.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Api;
-use nodenet_crds::NodeNetState;
+use nodenet_crds::{NodeNetState, VirtualIPState};
 use tokio::sync::{mpsc, watch};
 
 use super::Config;
@@ -22,6 +22,8 @@ use crate::source::api_servers::ApiServers;
 use crate::source::store;
 use crate::source::watch::Progress;
 
+/// Time for a status to reach the API server before connections are given up.
+const RELEASE_TOLD: Duration = Duration::from_millis(500);
 /// Between two tries to publish a notice while no API server takes it.
 const NOTICE_AGAIN: Duration = Duration::from_secs(2);
 /// Notices that wait to be published; more of them say nothing new.
@@ -81,6 +83,28 @@ pub(super) async fn keep_lease(
                 break;
             }
         }
+    }
+}
+
+/// Ends the streams from the API server when a virtual IP leaves the node: a connection that was made from its address
+/// is dead then, and nothing says so. Where it was not, the watches go on at the same place.
+pub(super) async fn leave_dead_connections(
+    servers: ApiServers,
+    mut addresses: watch::Receiver<AddressFacts>,
+) {
+    let held = |facts: &AddressFacts| -> BTreeSet<String> {
+        let active = facts.virtual_ips.iter().filter(|vip| vip.state == VirtualIPState::Active);
+        active.map(|vip| vip.name.clone()).collect()
+    };
+    let mut before = held(&addresses.borrow_and_update());
+    while addresses.changed().await.is_ok() {
+        let now = held(&addresses.borrow_and_update());
+        if !before.is_subset(&now) {
+            // The status that says so is on its way, most likely by a connection that lives.
+            tokio::time::sleep(RELEASE_TOLD).await;
+            servers.give_up();
+        }
+        before = now;
     }
 }
 
