@@ -113,6 +113,9 @@ fn a_standby_takes_over_from_a_killed_leader_and_agents_tell_when_nobody_leads()
     running.kill_operator(0);
     running.apply_example("000-keepalived-vip").unwrap();
     running.wait_for_condition("Ready", &["vip/prometheus"]).unwrap();
+    // By default an agent says so after two minutes.
+    running.kill_agent(NODE).unwrap();
+    running.start_agent_with(NODE, &["--operator-period=2s", "--operator-timeout=10s"]).unwrap();
     running.kill_operator(0);
     running
         .eventually("OperatorSilent", || Ok(running.condition(&["nns", NODE], "OperatorSilent")?.0 == "True"))

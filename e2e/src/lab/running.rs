@@ -99,7 +99,16 @@ impl Running {
     /// # Errors
     /// When it does not start.
     pub fn start_agent(&mut self, node: &str) -> Result<(), LabError> {
-        let exec = self.lab.prepare_agent(&self.nodenet, node)?;
+        self.start_agent_with(node, &[])
+    }
+
+    /// Starts a node's agent with arguments beyond those of the chart.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_agent_with(&mut self, node: &str, arguments: &[&str]) -> Result<(), LabError> {
+        let mut exec = self.lab.prepare_agent(&self.nodenet, node)?;
+        exec.argv.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self.commands.insert(node.into(), exec);
         self.restart_agent_without_api(node)
     }
