@@ -29,18 +29,21 @@ pub(super) struct FirstSync {
 }
 
 impl FirstSync {
-    /// Waits until the set of service addresses is full too; returns the time from the start. Looks four times
-    /// a second: this takes long where each entry is a program of its own.
-    pub(super) fn complete(&self, bench: &Bench, peer: &dyn Peer) -> anyhow::Result<Duration> {
+    /// Waits until the set of service addresses is full too; returns the time from the start, and how many
+    /// programs of its own it has run for that. It looks at a fiftieth of the time: to fill a set takes long
+    /// where each entry is a program of its own.
+    pub(super) fn complete(&self, bench: &Bench, peer: &dyn Peer) -> anyhow::Result<(Duration, f64)> {
         let place = bench.lab.place(peer.node());
         let entries = "Number of entries: ";
+        let mut looks = 0.0;
         while self.begin.elapsed() < PATIENCE {
+            looks += 1.0;
             let listing = place.attempt(&["ipset", "list", "-terse", peer.cluster_ip_set()])?.stdout;
             let count = listing.lines().find_map(|line| line.strip_prefix(entries)?.parse().ok());
             if count.is_some_and(|count: usize| count >= bench.plan.load.services) {
-                return Ok(self.begin.elapsed());
+                return Ok((self.begin.elapsed(), looks));
             }
-            std::thread::sleep(Duration::from_millis(250));
+            std::thread::sleep((self.begin.elapsed() / 50).max(Duration::from_millis(100)));
         }
         bail!("{} did not fill {} within {} s", peer.name(), peer.cluster_ip_set(), PATIENCE.as_secs())
     }

@@ -15,13 +15,17 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Between two changes: what the one before has caused is over by then.
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// Changes and memory. That the kernel has it is read from the agent's own count of messages to it.
+/// Changes and memory. That the kernel has it is read from the agent's own count of what it has done to it.
 pub(super) fn measure(bench: &Bench, nodenet: &Nodenet, changes: usize) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     let load = &bench.plan.load;
     let begin = Instant::now();
     let agent = bench.lab.start_host_agent(nodenet, HOST_AGENT_NODE)?;
     let told = || metrics::of_host_agent(&bench.lab);
+    let done = |added: bool| {
+        let told = told().context("the agent's metrics")?;
+        anyhow::Ok(if added { told.added } else { told.removed })
+    };
     step("nodenet on its kernel in memory: first sync", || {
         wait_for("the first sync on the kernel in memory", PATIENCE * 2, agent.log(), || {
             Ok(told().filter(|told| told.servers >= load.services as f64).map(drop))
@@ -35,11 +39,11 @@ pub(super) fn measure(bench: &Bench, nodenet: &Nodenet, changes: usize) -> anyho
         for number in 0..changes {
             std::thread::sleep(PAUSE);
             let (service, added) = (load.service_to_change(number / 2), number.is_multiple_of(2));
-            let before = told().context("the agent's metrics")?.messages;
+            let before = done(added)?;
             let writes = metrics::writes(&bench.lab)?.planned;
             load.change(&bench.api, service, added, false)?;
             let answered = Instant::now();
-            while told().context("the agent's metrics")?.messages <= before {
+            while done(added)? <= before {
                 if answered.elapsed() > PATIENCE {
                     bail!(
                         "the agent did not program {} within {} s",

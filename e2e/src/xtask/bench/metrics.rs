@@ -5,8 +5,10 @@ use crate::lab::nodenet::HOST_AGENT_PORT;
 
 /// What the agent on the host has done.
 pub(super) struct Programmed {
-    /// Messages to its kernel.
-    pub(super) messages: f64,
+    /// Real servers that it has added.
+    pub(super) added: f64,
+    /// Real servers that it has taken out of use or removed.
+    pub(super) removed: f64,
     /// Virtual servers that stand.
     pub(super) servers: f64,
 }
@@ -14,8 +16,13 @@ pub(super) struct Programmed {
 /// What the agent on the host tells; `None` while it does not answer.
 pub(super) fn of_host_agent(lab: &Lab) -> Option<Programmed> {
     let text = lab.site().http_get(HOST_AGENT_PORT, "/metrics").ok()?;
+    let operations = |kind: &str| {
+        let name = format!("nodenet_agent_kernel_operations_total{{operation=\"{kind}\"}}");
+        sum(&text, &name).unwrap_or(0.0)
+    };
     Some(Programmed {
-        messages: sum(&text, "nodenet_agent_kernel_messages_total").unwrap_or(0.0),
+        added: operations("add_real_server"),
+        removed: operations("set_real_server") + operations("delete_real_server"),
         servers: sum(&text, "nodenet_agent_virtual_servers{state=\"programmed\"}").unwrap_or(0.0),
     })
 }

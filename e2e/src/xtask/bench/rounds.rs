@@ -32,14 +32,18 @@ pub(super) fn timed(
     if changes == 0 {
         return end(&place, started);
     }
-    let complete =
+    let (complete, looks) =
         step(&format!("{}: until its sets are full", peer.name()), || first.complete(bench, peer))?;
     figures.complete_seconds.push(complete.as_secs_f64());
     step(&format!("{}: until it rests", peer.name()), || cost::rest(&place, started.id(), REST))?;
     figures.first_sync_processor_seconds.push(cost::processor_millis(&place, started.id())? / 1000.0);
-    let programs = cost::since(cost::programs(&bench.lab)?, &programs);
+    let mut programs = cost::since(cost::programs(&bench.lab)?, &programs);
+    if let Some(ipset) = programs.get_mut("ipset") {
+        *ipset -= looks;
+    }
     figures.first_sync_programs.push(programs.values().sum());
-    let names: Vec<String> = programs.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let names: Vec<String> =
+        programs.iter().filter(|it| *it.1 > 0.0).map(|(name, count)| format!("{name} {count}")).collect();
     figures.first_sync_programs_by_name = names.join(", ");
     figures.resident_mebibytes.push(cost::memory(&place, started.id())?.0);
 
