@@ -1,151 +1,328 @@
-//! The scenarios that the project grew from, with their own addresses and real traffic.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! The scenarios of the documents that the project grew from, with their own addresses: virtual IPs beside a
+//! node's own address, node ports on every address, and what forwards a packet.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
 
 use nodenet_e2e::lab::LabSpec;
-use nodenet_e2e::lab::running::Running;
+use nodenet_e2e::lab::scene::{Scene, Steps, Unmet, so};
 use nodenet_e2e::lab::traffic::answers;
-use nodenet_e2e::tool::traffic::{Attempt, Transport};
+use nodenet_e2e::tool::traffic::Transport;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-const HOLDER: &str = "k8s-node-1";
-const VIRTUAL_IP: &str = "192.168.0.15";
+const NODE: &str = "k8s-node-1";
+const OWN: &str = "192.168.0.11/24";
+const VIP: &str = "192.168.0.15/24";
 
-fn ask(running: &Running, from: &str, to: &str, count: u32) -> Vec<Attempt> {
-    running.lab().place(from).ask(Transport::Tcp, to.parse().unwrap(), count).unwrap()
-}
-
-/// Asks until the one pod answers.
-fn answered_by(running: &Running, from: &str, to: &str, pod: &str) {
-    let what = format!("an answer of {pod} to {from} at {to}");
-    running
-        .eventually(&what, || {
-            let attempts = running.lab().place(from).ask(Transport::Tcp, to.parse().unwrap(), 1)?;
-            Ok(attempts[0].answer.as_deref() == Some(pod))
-        })
-        .unwrap();
-}
-
-/// Scenario 000: a Service with a node port answers on a virtual IP that is a secondary address, and goes on
-/// answering when the node's own address goes and comes back.
 #[test]
-fn a_virtual_ip_beside_the_nodes_own_address() {
-    let Some(running) = Running::start_or_skip(LabSpec::default(), 1).unwrap() else { return };
-    let holder = running.lab().place(HOLDER);
-    running.apply_example("000-keepalived-vip").unwrap();
-    running.wait_for_condition("Ready", &["vip/prometheus"]).unwrap();
-    running
-        .eventually("the address on the preferred node alone", || {
-            Ok(running.holders(VIRTUAL_IP)? == [(HOLDER.to_owned(), true)].into())
-        })
-        .unwrap();
-
-    // 1: secondary in the kernel and in the report; virtual servers on both addresses; a client reaches both.
-    let role = || {
-        let path = "jsonpath={.status.virtualIPs[*].addresses[*].role}";
-        running.lab().cluster().kubectl(&["get", "nns", HOLDER, "-o", path])
-    };
-    running.eventually("the role in the NodeNetState", || Ok(role()? == "Secondary")).unwrap();
-    for address in ["192.168.0.11", VIRTUAL_IP] {
-        answered_by(&running, "client", &format!("{address}:39090"), "prometheus");
-        let table = holder.run(&["ipvsadm", "-Ln"]).unwrap();
-        assert!(table.contains(&format!("TCP  {address}:39090 rr")), "{table}");
+fn documents_scenarios_hold() {
+    let Some(mut scene) = Scene::install_or_skip(LabSpec::default(), &[], &[]).unwrap() else { return };
+    // As on a machine whose administrator never heard of it.
+    let node = scene.place(NODE);
+    for interface in ["all", "default", "ens33"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{interface}/promote_secondaries");
+        node.run_with(&["tee", &path], "0").unwrap();
     }
+    let routes = routes(&scene).unwrap();
+    scene.start_all().unwrap();
+    scene.apply_examples().unwrap();
+    let scene = &scene;
+    let mut steps = Steps::default();
+    steps.run("a virtual IP is a secondary address and the node port answers on it", || secondary(scene));
+    steps.run("the node's own connections keep its primary address", || own_traffic(scene));
+    steps.run("nine connections hit each of three pods three times", || three_pods(scene));
+    steps.run("from the host the source is masqueraded, from a pod it is preserved", || sources(scene));
+    steps.run("the node port answers on every node", || node_ports(scene));
+    steps.run("datagrams are forwarded like connections", || datagrams(scene));
+    steps
+        .run("node ports answer on an address of another hand for as long as it is there", || foreign(scene));
+    steps.run("an address of another subnet is primary, and that nobody has a route to it is said", || {
+        not_on_link(scene);
+    });
+    steps.run("an address that no subnet holds needs an interface", || no_candidate(scene));
+    steps.run("a virtual IP is promoted, and goes behind the primary again", || promoted(scene, &routes));
+    assert!(steps.failed().is_empty(), "failed: {:#?}", steps.failed());
+}
 
-    // 5: the node's own connections come from its own address.
-    running.lab().place("client").serve("outside", &[7777]).unwrap();
-    answered_by(&running, HOLDER, "192.168.0.100:7777", "outside");
-    let own: IpAddr = "192.168.0.11".parse().unwrap();
-    assert_eq!(ask(&running, HOLDER, "192.168.0.100:7777", 1)[0].source, Some(own));
+/// The routes of the interface that somebody else made.
+fn routes(scene: &Scene) -> Result<BTreeSet<String>, Unmet> {
+    let text = scene.place(NODE).run(&["ip", "-4", "route", "show", "dev", "ens33"])?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+}
 
-    // 3: the primary goes; its secondary is promoted and goes on answering, and everybody is told.
-    let promote = "/proc/sys/net/ipv4/conf/ens33/promote_secondaries";
-    assert_eq!(holder.run(&["cat", promote]).unwrap().trim(), "1");
-    holder.run(&["ip", "addr", "del", "192.168.0.11/24", "dev", "ens33"]).unwrap();
-    assert_eq!(running.holders(VIRTUAL_IP).unwrap().get(HOLDER), Some(&false), "it is not promoted");
-    answered_by(&running, "client", &format!("{VIRTUAL_IP}:39090"), "prometheus");
-    running.eventually("the new role in the NodeNetState", || Ok(role()? == "Primary")).unwrap();
-    running
-        .eventually("an Event about the role", || {
-            let events = running.lab().cluster().kubectl(&["get", "events", "--all-namespaces"])?;
-            Ok(events.contains("AddressRoleChanged"))
-        })
-        .unwrap();
-
-    // The primary comes back: the virtual IP goes behind it, and the interface keeps its routes when it leaves.
-    holder.run(&["ip", "addr", "add", "192.168.0.11/24", "dev", "ens33"]).unwrap();
-    running
-        .eventually("the virtual IP behind the primary again", || {
-            Ok(running.holders(VIRTUAL_IP)?.get(HOLDER) == Some(&true) && role()? == "Secondary")
-        })
-        .unwrap();
-    answered_by(&running, "client", &format!("{VIRTUAL_IP}:39090"), "prometheus");
-    running.lab().cluster().kubectl(&["delete", "vip", "prometheus"]).unwrap();
-    running.eventually("the address is gone", || Ok(running.holders(VIRTUAL_IP)?.is_empty())).unwrap();
-    let routes = holder.run(&["ip", "route", "show", "dev", "ens33"]).unwrap();
-    assert!(routes.contains("192.168.0.0/24"), "the subnet's route went with the virtual IP: {routes}");
-    assert!(
-        routes.contains("default via 192.168.0.2"),
-        "the default route went with the virtual IP: {routes}"
+fn secondary(scene: &Scene) {
+    let addresses = scene.addresses(NODE).unwrap();
+    assert_eq!((addresses.get(OWN), addresses.get(VIP)), (Some(&false), Some(&true)), "{addresses:?}");
+    assert_eq!(scene.holders(VIP).unwrap(), BTreeSet::from([NODE.to_owned()]));
+    let servers = scene.servers(NODE).unwrap();
+    for server in [
+        "TCP 192.168.0.11:39090 rr",
+        "TCP 192.168.0.15:39090 rr",
+        "TCP 192.168.0.15:9090 rr",
+        "TCP 10.243.9.90:9090 rr",
+    ] {
+        let real = servers.get(server).unwrap_or_else(|| panic!("no {server} in {servers:#?}"));
+        assert_eq!(real.iter().collect::<Vec<_>>(), [(&"10.70.0.159:9090".to_owned(), &1)], "{server}");
+    }
+    for target in ["192.168.0.11:39090", "192.168.0.15:39090", "192.168.0.15:9090"] {
+        scene.answered("client", target, &[("prometheus", 3)]).unwrap();
+    }
+    let on_node = scene.on_node(NODE, "prometheus").unwrap();
+    assert_eq!(on_node["state"], "Active", "{on_node}");
+    assert_eq!(
+        on_node["addresses"],
+        serde_json::json!([{"address": VIP, "interface": "ens33", "role": "Secondary"}])
     );
-    assert_eq!(ask(&running, HOLDER, "192.168.0.100:7777", 1)[0].source, Some(own));
+    for other in ["k8s-master-1", "k8s-node-2"] {
+        let on_node = scene.on_node(other, "prometheus").unwrap();
+        assert_eq!(on_node["state"], "Backup", "{other}: {on_node}");
+        assert!(on_node["addresses"][0]["role"].is_null(), "{other}: {on_node}");
+    }
+    let vip = scene.lab().cluster().get(&["vip", "prometheus"]).unwrap();
+    let held = &vip["status"]["addresses"];
+    assert_eq!(held.as_array().unwrap().len(), 1, "{held}");
+    assert_eq!((held[0]["address"].as_str(), held[0]["node"].as_str()), (Some(VIP), Some(NODE)), "{held}");
+    assert!(held[0]["reason"].as_str().unwrap().contains("priority (200)"), "{held}");
 }
 
-/// Scenario 000, end: an address in a foreign subnet answers locally, and the report says that the LAN has no
-/// route to it.
-#[test]
-fn a_virtual_ip_in_a_foreign_subnet_says_that_nobody_has_a_route_to_it() {
-    let Some(running) = Running::start_or_skip(LabSpec::default(), 1).unwrap() else { return };
-    running.apply_example("000-keepalived-vip").unwrap();
-    let virtual_ip = r#"{"apiVersion": "nodenet.dev/v1alpha1", "kind": "VirtualIP",
-        "metadata": {"name": "foreign"}, "spec": {"addresses": ["192.168.2.10/24"], "interface": "ens33",
-        "services": [{"namespace": "default", "name": "prometheus", "nodePorts": true}]}}"#;
-    running.lab().cluster().apply(virtual_ip).unwrap();
-    let mut holder = String::new();
-    running
-        .eventually("a holder", || {
-            let holders = running.holders("192.168.2.10")?;
-            holder = holders.keys().next().cloned().unwrap_or_default();
-            Ok(holders.len() == 1 && !holders[&holder])
-        })
+fn own_traffic(scene: &Scene) {
+    let listener = scene.place("client").serve("client", &[7777]).unwrap();
+    let attempts = scene
+        .until("an answer of the client", || scene.answered(NODE, "192.168.0.100:7777", &[("client", 2)]))
         .unwrap();
-    answered_by(&running, &holder, "192.168.2.10:39090", "prometheus");
-    running
-        .eventually("AddressNotOnLink in the conditions", || {
-            let objects = running.lab().cluster().get(&["vip", "foreign"])?.to_string()
-                + &running.lab().cluster().get(&["nns", &holder])?.to_string();
-            Ok(objects.contains("AddressNotOnLink"))
-        })
-        .unwrap();
+    listener.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    let own: IpAddr = "192.168.0.11".parse().unwrap();
+    assert!(attempts.iter().all(|attempt| attempt.source == Some(own)), "{attempts:?}");
+    let attempts = scene.answered(NODE, "10.70.0.159:9090", &[("prometheus", 2)]).unwrap();
+    assert!(attempts.iter().all(|attempt| attempt.source == Some(own)), "{attempts:?}");
 }
 
-/// Scenario 002: three pods on two nodes take turns; who asks is masked for hosts and seen for pods.
-#[test]
-fn three_pods_behind_a_cluster_ip_and_a_node_port() {
-    let Some(running) = Running::start_or_skip(LabSpec::default(), 1).unwrap() else { return };
-    running.apply_example("002-what-forwards-the-packet").unwrap();
-    let nodes = [("k8s-master-1", "192.168.0.10"), (HOLDER, "192.168.0.11"), ("k8s-node-2", "192.168.0.12")];
-    let even = ["web-1", "web-2", "web-3"].map(|pod| (pod.to_owned(), 3)).into();
-    for (node, address) in nodes {
-        running
-            .eventually(&format!("the virtual server on {node}"), || {
-                let table = running.lab().place(node).run(&["ipvsadm", "-Ln"])?;
-                Ok(table.contains("TCP  10.243.21.14:8880 rr")
-                    && table.contains(&format!("TCP  {address}:30981 rr")))
+const EACH_THREE_TIMES: [(&str, usize); 3] = [("web-1", 3), ("web-2", 3), ("web-3", 3)];
+
+fn three_pods(scene: &Scene) {
+    for node in scene.nodes() {
+        let servers = scene.servers(&node).unwrap();
+        let real: Vec<&str> = servers["TCP 10.243.21.14:8880 rr"].keys().map(String::as_str).collect();
+        assert_eq!(real, ["10.244.3.32:80", "10.244.5.23:80", "10.244.5.24:80"], "{node}");
+        scene.answered(&node, "10.243.21.14:8880", &EACH_THREE_TIMES).unwrap();
+    }
+}
+
+fn sources(scene: &Scene) {
+    // The document's host: two of the pods are its own, the third is behind the other node.
+    let attempts = scene.answered(NODE, "10.243.21.14:8880", &EACH_THREE_TIMES).unwrap();
+    for attempt in attempts {
+        let expected = if attempt.answer.as_deref() == Some("web-1") { "192.168.0.11" } else { "10.244.5.1" };
+        assert_eq!(attempt.source, Some(expected.parse().unwrap()), "{attempt:?}");
+    }
+    // A pod of one node, and the pods of the other.
+    let attempts = scene.answered("web-1", "10.243.21.14:8880", &EACH_THREE_TIMES).unwrap();
+    for attempt in attempts {
+        let own = attempt.source == Some("10.244.3.32".parse().unwrap());
+        // To itself it is masqueraded: it would not take an answer from itself.
+        assert_eq!(own, attempt.answer.as_deref() != Some("web-1"), "{attempt:?}");
+    }
+    // A pod without a part in it.
+    let attempts = scene.answered("prometheus", "10.243.21.14:8880", &EACH_THREE_TIMES).unwrap();
+    assert!(attempts.iter().all(|a| a.source == Some("10.70.0.159".parse().unwrap())), "{attempts:?}");
+}
+
+fn node_ports(scene: &Scene) {
+    for address in ["192.168.0.10", "192.168.0.11", "192.168.0.12"] {
+        scene.answered("client", &format!("{address}:30981"), &EACH_THREE_TIMES).unwrap();
+        scene.answered("client", &format!("{address}:39090"), &[("prometheus", 2)]).unwrap();
+        // From a node to another's, and to its own.
+        scene.answered(NODE, &format!("{address}:30981"), &EACH_THREE_TIMES).unwrap();
+    }
+    // A port that is no node port answers nowhere.
+    let attempts = scene.ask("client", "192.168.0.11:30982", 1).unwrap();
+    assert!(attempts[0].error.is_some(), "{attempts:?}");
+}
+
+fn datagrams(scene: &Scene) {
+    let service = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "datagrams", "namespace": "default"},
+         "spec": {"type": "NodePort", "clusterIP": "10.243.21.15",
+                  "ports": [{"protocol": "UDP", "port": 5353, "targetPort": 80, "nodePort": 30982}]}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+         "metadata": {"name": "datagrams-1", "namespace": "default",
+                      "labels": {"kubernetes.io/service-name": "datagrams"}},
+         "ports": [{"name": "", "protocol": "UDP", "port": 80}],
+         "endpoints": [{"addresses": ["10.244.3.32"], "nodeName": "k8s-master-1", "conditions": {"ready": true}},
+                       {"addresses": ["10.244.5.23"], "nodeName": "k8s-node-1", "conditions": {"ready": true}}]},
+    ]});
+    scene.lab().cluster().apply(&service.to_string()).unwrap();
+    for (from, to) in [
+        ("client", "192.168.0.10:30982"),
+        ("k8s-node-2", "10.243.21.15:5353"),
+        ("prometheus", "10.243.21.15:5353"),
+    ] {
+        scene
+            .until("answers to datagrams", || {
+                let attempts = scene.place(from).ask(Transport::Udp, to.parse()?, 4)?;
+                let wanted = [("web-1".to_owned(), 2), ("web-2".to_owned(), 2)].into();
+                so(answers(&attempts) == wanted, format!("{from} to {to}: {attempts:?}"))
             })
             .unwrap();
-        answered_by(&running, "client", &format!("{address}:30981"), "web-1");
     }
-    for (node, address) in nodes {
-        let from_host = ask(&running, node, "10.243.21.14:8880", 9);
-        assert_eq!(answers(&from_host), even, "{from_host:?}");
-        let node_port = ask(&running, "client", &format!("{address}:30981"), 9);
-        assert_eq!(answers(&node_port), even, "{node_port:?}");
-        // The client's own address would make the pods answer past the node that masks them.
-        let client: IpAddr = "192.168.0.100".parse().unwrap();
-        assert!(node_port.iter().all(|attempt| attempt.source != Some(client)), "{node_port:?}");
+    scene
+        .lab()
+        .cluster()
+        .kubectl(&["delete", "service,endpointslice", "datagrams", "datagrams-1", "--ignore-not-found"])
+        .unwrap();
+    scene
+        .until("no virtual server of the deleted Service", || {
+            let servers = scene.servers("k8s-master-1")?;
+            so(
+                !servers.keys().any(|server| server.contains(":30982") || server.contains(":5353")),
+                format!("{servers:?}"),
+            )
+        })
+        .unwrap();
+}
+
+fn foreign(scene: &Scene) {
+    let node = scene.place("k8s-node-2");
+    node.run(&["ip", "addr", "add", "192.168.0.77/24", "dev", "ens33"]).unwrap();
+    scene
+        .until("the node port on an address of another hand", || {
+            scene.answered("client", "192.168.0.77:39090", &[("prometheus", 1)])
+        })
+        .unwrap();
+    scene.answered("client", "192.168.0.77:30981", &EACH_THREE_TIMES).unwrap();
+    let servers = scene.servers("k8s-node-2").unwrap();
+    assert!(servers.contains_key("TCP 192.168.0.77:39090 rr"), "{servers:#?}");
+    scene
+        .until("the address in the NodeNetState", || {
+            let state = scene.state("k8s-node-2")?;
+            so(state["status"]["interfaces"].to_string().contains("192.168.0.77/24"), &state["status"])
+        })
+        .unwrap();
+    assert!(scene.addresses("k8s-node-2").unwrap().contains_key("192.168.0.77/24"));
+
+    node.run(&["ip", "addr", "del", "192.168.0.77/24", "dev", "ens33"]).unwrap();
+    scene
+        .until("no node port on an address that is gone", || {
+            let servers = scene.servers("k8s-node-2")?;
+            so(!servers.keys().any(|server| server.contains("192.168.0.77")), format!("{servers:?}"))
+        })
+        .unwrap();
+    assert!(scene.ask("client", "192.168.0.77:39090", 1).unwrap()[0].error.is_some());
+    scene.answered("client", "192.168.0.12:39090", &[("prometheus", 1)]).unwrap();
+}
+
+fn not_on_link(scene: &Scene) {
+    let far = serde_json::json!({"apiVersion": "nodenet.dev/v1alpha1", "kind": "VirtualIP",
+        "metadata": {"name": "far"},
+        "spec": {"addresses": ["192.168.2.10/24"], "interface": "ens33",
+                 "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": NODE}},
+                 "services": [{"namespace": "default", "name": "prometheus", "nodePorts": true}]}});
+    scene.lab().cluster().apply(&far.to_string()).unwrap();
+    let ready = scene
+        .until("the far virtual IP", || {
+            let ready = scene.condition(&["vip", "far"], "Ready")?;
+            so(ready.status == "True", format!("{ready:?}"))?;
+            Ok(ready)
+        })
+        .unwrap();
+    assert_eq!(ready.reason, "AddressNotOnLink", "{ready:?}");
+    assert!(ready.message.contains("192.168.2.10") && ready.message.contains("route"), "{ready:?}");
+    let addresses = scene.condition(&["nns", NODE], "AddressesReady").unwrap();
+    assert_eq!((addresses.status.as_str(), addresses.reason.as_str()), ("True", "AddressNotOnLink"));
+    assert!(
+        addresses.message.contains("192.168.2.10") && addresses.message.contains("no route"),
+        "{addresses:?}"
+    );
+    let on_node = scene.on_node(NODE, "far").unwrap();
+    assert_eq!(
+        on_node["addresses"],
+        serde_json::json!([{"address": "192.168.2.10/24", "interface": "ens33", "role": "Primary"}])
+    );
+    assert_eq!(scene.addresses(NODE).unwrap().get("192.168.2.10/24"), Some(&false));
+    // It answers on the node itself, and to who has a route to it.
+    assert!(scene.servers(NODE).unwrap().contains_key("TCP 192.168.2.10:39090 rr"));
+    scene.answered(NODE, "192.168.2.10:39090", &[("prometheus", 2)]).unwrap();
+    scene.answered(NODE, "192.168.2.10:9090", &[("prometheus", 2)]).unwrap();
+    let unreachable = scene.ask("client", "192.168.2.10:39090", 1).unwrap();
+    assert!(unreachable[0].error.is_some(), "{unreachable:?}");
+    scene.place("client").run(&["ip", "route", "add", "192.168.2.10", "via", "192.168.0.11"]).unwrap();
+    scene.answered("client", "192.168.2.10:39090", &[("prometheus", 2)]).unwrap();
+    scene.place("client").run(&["ip", "route", "del", "192.168.2.10"]).unwrap();
+
+    scene.lab().cluster().kubectl(&["delete", "vip", "far"]).unwrap();
+    scene
+        .until("nothing left of the far virtual IP", || {
+            let (addresses, servers) = (scene.addresses(NODE)?, scene.servers(NODE)?);
+            so(!addresses.contains_key("192.168.2.10/24"), format!("{addresses:?}"))?;
+            so(!servers.keys().any(|server| server.contains("192.168.2.10")), format!("{servers:?}"))?;
+            let ready = scene.condition(&["nns", NODE], "Ready")?;
+            so(ready.reason == "Ready", format!("{ready:?}"))
+        })
+        .unwrap();
+}
+
+fn no_candidate(scene: &Scene) {
+    let far = serde_json::json!({"apiVersion": "nodenet.dev/v1alpha1", "kind": "VirtualIP",
+        "metadata": {"name": "nowhere"}, "spec": {"addresses": ["192.168.2.10/24"]}});
+    scene.lab().cluster().apply(&far.to_string()).unwrap();
+    let accepted = scene.until("a verdict", || scene.condition(&["vip", "nowhere"], "Accepted")).unwrap();
+    assert_eq!(
+        (accepted.status.as_str(), accepted.reason.as_str()),
+        ("False", "NoCandidate"),
+        "{accepted:?}"
+    );
+    for words in ["spec.addresses", "192.168.2.10", "spec.interface"] {
+        assert!(accepted.message.contains(words), "{accepted:?}");
     }
-    let own: IpAddr = "10.70.0.159".parse().unwrap();
-    let from_pod = ask(&running, "prometheus", "10.243.21.14:8880", 9);
-    assert_eq!(answers(&from_pod), even, "{from_pod:?}");
-    assert!(from_pod.iter().all(|attempt| attempt.source == Some(own)), "{from_pod:?}");
+    scene.lab().cluster().kubectl(&["delete", "vip", "nowhere"]).unwrap();
+}
+
+fn promoted(scene: &Scene, before: &BTreeSet<String>) {
+    let node = scene.place(NODE);
+    let setting = node.run(&["cat", "/proc/sys/net/ipv4/conf/ens33/promote_secondaries"]).unwrap();
+    assert_eq!(setting.trim(), "1", "the agent sets it for the interface that carries a virtual IP");
+    node.run(&["ip", "addr", "del", OWN, "dev", "ens33"]).unwrap();
+    let addresses = scene.addresses(NODE).unwrap();
+    assert_eq!(addresses.get(VIP), Some(&false), "promoted at once: {addresses:?}");
+    scene.answered("client", "192.168.0.15:39090", &[("prometheus", 3)]).unwrap();
+    scene
+        .until("the role in the NodeNetState and an Event", || {
+            let on_node = scene.on_node(NODE, "prometheus")?;
+            so(on_node["addresses"][0]["role"] == "Primary", &on_node)?;
+            let events = scene.events("AddressRoleChanged")?;
+            let told = |event: &String| event.contains("192.168.0.15") && event.contains("Primary now");
+            so(events.iter().any(told), format!("{events:?}"))
+        })
+        .unwrap();
+    scene.answered("client", "192.168.0.15:39090", &[("prometheus", 3)]).unwrap();
+
+    node.run(&["ip", "addr", "add", OWN, "dev", "ens33"]).unwrap();
+    scene
+        .until("the virtual IP behind the primary", || {
+            let addresses = scene.addresses(NODE)?;
+            let roles = (addresses.get(OWN), addresses.get(VIP));
+            so(roles == (Some(&false), Some(&true)), format!("{addresses:?}"))?;
+            let on_node = scene.on_node(NODE, "prometheus")?;
+            so(on_node["addresses"][0]["role"] == "Secondary", &on_node)?;
+            let events = scene.events("AddressRoleChanged")?;
+            so(events.iter().any(|event| event.contains("Secondary now")), format!("{events:?}"))
+        })
+        .unwrap();
+    scene.answered("client", "192.168.0.15:39090", &[("prometheus", 3)]).unwrap();
+    scene.answered("client", "192.168.0.11:39090", &[("prometheus", 3)]).unwrap();
+    own_traffic(scene);
+
+    scene.lab().cluster().kubectl(&["delete", "vip", "prometheus"]).unwrap();
+    scene
+        .until("the virtual IP gone", || {
+            let holders = scene.holders(VIP)?;
+            so(holders.is_empty(), format!("{holders:?}"))
+        })
+        .unwrap();
+    assert_eq!(&routes(scene).unwrap(), before, "routes of the interface");
+    scene.answered("client", "192.168.0.11:39090", &[("prometheus", 3)]).unwrap();
 }

@@ -24,6 +24,7 @@ pub mod process;
 pub mod progress;
 pub mod protocol;
 pub mod running;
+pub mod scene;
 pub mod site;
 pub mod topology;
 pub mod traffic;

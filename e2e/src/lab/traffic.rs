@@ -184,6 +184,13 @@ impl Probe {
     }
 }
 
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // Ended already or not: nobody reads it any more, and the guest has one processor.
+        let _ = self.started.signal(Signal::SIGKILL);
+    }
+}
+
 /// A running download.
 #[derive(Debug)]
 pub struct Download {
