@@ -1,4 +1,5 @@
 //! What the API server is given.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 use std::path::Path;
 
