@@ -242,9 +242,12 @@ impl Publisher {
                     set(&mut metadata, "uid", json!(uid));
                 }
                 let body = applied::<VirtualIP>(metadata, "status", json!(status));
-                gone_is_done(
-                    self.virtual_ips.patch_status(name, &apply(), &Patch::Apply(&body)).await.map(drop),
-                )
+                match self.virtual_ips.patch_status(name, &apply(), &Patch::Apply(&body)).await.map(drop) {
+                    // The status was taken; the answer holds a spec that this version cannot read, which is what the
+                    // status is about.
+                    Err(kube::Error::SerdeError(_)) => Ok(None),
+                    other => gone_is_done(other),
+                }
             }
             Output::Event(event) => self.event(event).await,
         }
