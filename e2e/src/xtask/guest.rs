@@ -8,7 +8,7 @@ use crate::lab::site::Site;
 use anyhow::{Context, bail};
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// Runs one command in a guest that is booted for it, in the current folder and with the caller's
 /// variables.
@@ -60,7 +60,7 @@ pub fn run(arguments: &GuestArguments) -> anyhow::Result<i32> {
 /// When they do not build, or the guest does not come up.
 pub fn test(arguments: &GuestTestArguments) -> anyhow::Result<i32> {
     cargo::build_lab_tool()?;
-    let mut command = Command::new("cargo");
+    let mut command = crate::xtask::cargo::command();
     command.args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &arguments.package]);
     if arguments.lib {
         command.arg("--lib");

@@ -40,7 +40,7 @@ pub(super) fn run(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
             cut.elapsed().as_secs_f64()
         ),
     );
-    demo.check(
+    demo.check_time(
         "the client is without an answer for less than 12 s",
         answered && outage < MOVE,
         format!("{:.1} s, {}", outage.as_secs_f64(), count(&seen)),
@@ -75,7 +75,7 @@ pub(super) fn run(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
     let seen = prober.stop()?;
     let outage = longest_outage(&seen[before.min(seen.len())..]);
     demo.record("outage at the return", outage);
-    demo.check(
+    demo.check_time(
         "the planned move back costs the client less than 3 s",
         outage < PLANNED,
         format!("{:.2} s", outage.as_secs_f64()),

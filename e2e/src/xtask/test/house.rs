@@ -4,7 +4,6 @@ use super::report::{Area, Outcome, Report};
 use crate::lab::nodenet::workspace;
 use crate::lab::process::{attempt, last_lines};
 use crate::lab::progress::step;
-use std::process::Command;
 use std::time::Instant;
 
 /// Crates that must stay pure, and what they must not reach.
@@ -41,7 +40,7 @@ pub(super) fn run(report: &mut Report) {
 
 fn cargo(report: &mut Report, name: &str, arguments: &[&str]) {
     let begin = Instant::now();
-    let mut command = Command::new("cargo");
+    let mut command = crate::xtask::cargo::command();
     command.args(arguments).current_dir(workspace());
     let outcome = match step(name, || attempt(&mut command, "")) {
         Ok(output) if output.status.success() => Outcome::Passed,
@@ -57,7 +56,7 @@ fn cargo(report: &mut Report, name: &str, arguments: &[&str]) {
 fn borders(report: &mut Report, package: &str) {
     let begin = Instant::now();
     let name = format!("{package} reaches no runtime and no client");
-    let mut tree = Command::new("cargo");
+    let mut tree = crate::xtask::cargo::command();
     tree.args(["tree", "--package", package, "--edges", "normal", "--prefix", "none"])
         .current_dir(workspace());
     let outcome = match attempt(&mut tree, "") {

@@ -127,9 +127,9 @@ fn heading(text: &str) {
 /// Builds all test programs, and the programs that lab tests start.
 fn build(report: &mut Report) -> anyhow::Result<Option<Vec<Program>>> {
     let begin = Instant::now();
-    let mut binaries = Command::new("cargo");
+    let mut binaries = crate::xtask::cargo::command();
     binaries.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(workspace());
-    let mut tests = Command::new("cargo");
+    let mut tests = crate::xtask::cargo::command();
     tests
         .args(["test", "--workspace", "--no-run", "--quiet", "--message-format=json-render-diagnostics"])
         .current_dir(workspace())
@@ -302,7 +302,7 @@ fn folder(package: &str) -> &'static str {
 
 fn run_demo(report: &mut Report) {
     let begin = Instant::now();
-    match demo::perform(false) {
+    match demo::perform(false, demo::Times::Shown) {
         Ok(checks) => {
             let share = begin.elapsed() / u32::try_from(checks.len().max(1)).unwrap_or(1);
             for check in checks {
