@@ -31,14 +31,14 @@ pub enum PacketFilterMode {
 
 /// Chains that a kubelet makes; where they are is what the host uses.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
-/// Chain that is made and removed in one transaction to see whether writing works.
-const PROBE: &str = "NODENET-PROBE";
 
 /// The packet filter of a network namespace.
 pub(super) struct Rules {
     namespace: Namespace,
     wanted: PacketFilterMode,
     settled: Option<Programs>,
+    /// What was read while it was not settled: good for the commit that follows.
+    seen: Vec<Candidate>,
     run: u64,
 }
 
@@ -72,7 +72,7 @@ impl Rules {
             PacketFilterMode::Nft => Some(NFT),
             PacketFilterMode::Legacy => Some(LEGACY),
         };
-        Self { namespace, wanted, settled, run: 0 }
+        Self { namespace, wanted, settled, seen: Vec::new(), run: 0 }
     }
 
     /// Programs run so far.
@@ -87,21 +87,22 @@ impl Rules {
 
     /// Reads our chains and jumps of both families. A family without any is left out.
     pub(super) fn read(&mut self) -> Result<BTreeMap<Family, Ruleset>, KernelError> {
-        let programs = match self.settled {
-            Some(programs) => programs,
-            None => match self.candidates()?.first() {
-                Some(candidate) => {
-                    if candidate.ours {
-                        self.settled = Some(candidate.programs);
-                    }
-                    candidate.programs
+        let (programs, mut first) = match self.settled {
+            Some(programs) => (programs, None),
+            None => {
+                self.seen = self.candidates()?;
+                let Some(candidate) = self.seen.first() else { return Ok(BTreeMap::new()) };
+                if candidate.ours {
+                    self.settled = Some(candidate.programs);
                 }
-                None => return Ok(BTreeMap::new()),
-            },
+                (candidate.programs, Some(candidate.text.clone()))
+            }
         };
         let mut rules = BTreeMap::new();
         for family in [Family::V4, Family::V6] {
-            let text = match self.save(programs, family) {
+            // Which programs to use was found out by reading IPv4's rules.
+            let text = first.take().map_or_else(|| self.save(programs, family), |text| Ok(Some(text)));
+            let text = match text {
                 Ok(Some(text)) => text,
                 Ok(None) => continue,
                 // IPv4 must not suffer for it; whoever wants IPv6 rules hears of it when they are to be written.
@@ -130,11 +131,21 @@ impl Rules {
                 module: "ipv6",
             });
         }
-        let programs = self.settle()?;
+        let Some(programs) = self.settled else { return self.settle(family, wanted) };
         let Some(text) = self.save(programs, family)? else {
             return Err(no_program(family, &programs.name(family, "save")));
         };
-        let text = filter::restore_text(wanted, &filter::parse(family, &text));
+        self.write(programs, family, wanted, &text)
+    }
+
+    fn write(
+        &mut self,
+        programs: Programs,
+        family: Family,
+        wanted: &Ruleset,
+        current: &str,
+    ) -> Result<bool, KernelError> {
+        let text = filter::restore_text(wanted, &filter::parse(family, current));
         if text.is_empty() {
             return Ok(false);
         }
@@ -145,22 +156,35 @@ impl Rules {
     /// Which programs to use: those that have our chains already; otherwise the side that a kubelet uses, otherwise
     /// the side with more rules, otherwise nftables; and only if writing works there, because `iptables-nft-save`
     /// succeeds on kernels where `iptables-nft` can change nothing.
-    fn settle(&mut self) -> Result<Programs, KernelError> {
-        if let Some(programs) = self.settled {
-            return Ok(programs);
+    ///
+    /// The rules themselves are the trial: a candidate that refuses them is passed over. What was read just before for
+    /// the comparison serves here too; each program is 30 to 70 ms on a slow machine.
+    fn settle(&mut self, family: Family, wanted: &Ruleset) -> Result<bool, KernelError> {
+        let mut candidates = std::mem::take(&mut self.seen);
+        if candidates.is_empty() {
+            candidates = self.candidates()?;
         }
         let mut first_error = None;
-        for candidate in self.candidates()? {
-            if !candidate.ours
-                && let Err(error) = self.probe(candidate.programs)
-            {
-                first_error.get_or_insert(error);
-                continue;
+        for candidate in candidates {
+            let current = match family {
+                Family::V4 => Some(candidate.text),
+                Family::V6 => self.save(candidate.programs, family)?,
+            };
+            let outcome = match current {
+                Some(current) => self.write(candidate.programs, family, wanted, &current),
+                None => Err(no_program(family, &candidate.programs.name(family, "save"))),
+            };
+            match outcome {
+                Ok(changed) => {
+                    self.settled = Some(candidate.programs);
+                    return Ok(changed);
+                }
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
             }
-            self.settled = Some(candidate.programs);
-            return Ok(candidate.programs);
         }
-        Err(first_error.unwrap_or_else(|| no_program(Family::V4, "iptables-save")))
+        Err(first_error.unwrap_or_else(|| no_program(family, "iptables-save")))
     }
 
     /// The programs that are there, the most likely first.
@@ -186,14 +210,8 @@ impl Rules {
             ours: text.lines().any(|line| line.starts_with(&ours)),
             hinted: text.lines().any(|line| HINTS.iter().any(|hint| line.starts_with(hint))),
             rules: text.lines().filter(|line| line.starts_with("-A ")).count(),
+            text,
         }))
-    }
-
-    /// Makes a chain and removes it in one transaction.
-    fn probe(&mut self, programs: Programs) -> Result<(), KernelError> {
-        let text =
-            format!("*filter\n:{PROBE} - [0:0]\n-A {PROBE} -j RETURN\n-F {PROBE}\n-X {PROBE}\nCOMMIT\n");
-        self.restore(programs, Family::V4, &text)
     }
 
     /// All rules of a family; `None` where the program or the family is not there.
@@ -244,6 +262,8 @@ struct Candidate {
     ours: bool,
     hinted: bool,
     rules: usize,
+    /// IPv4's rules as they were read.
+    text: String,
 }
 
 fn object(family: Family) -> String {
