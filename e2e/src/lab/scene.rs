@@ -112,6 +112,12 @@ impl Scene {
             self.lab.cluster().kubectl(&["apply", "-f", &folder])?;
             self.lab.cluster().kubectl(&["apply", "-f", &format!("{folder}/cluster/endpointslice.yaml")])?;
         }
+        // The agent that was there first may have got the virtual IP first: then it moves once.
+        self.until("the virtual IP on the preferred node", || {
+            let vip = self.lab.cluster().get(&["vip", "prometheus"])?;
+            let holder = &vip["status"]["summary"]["holder"];
+            so(holder == "k8s-node-1", format!("holder: {holder}"))
+        })?;
         self.all_ready()
     }
 

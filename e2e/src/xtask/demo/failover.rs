@@ -94,7 +94,7 @@ fn count(attempts: &[Attempt]) -> String {
 }
 
 /// Asks until it is so; `false` when it never was.
-fn wait(mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<bool> {
+pub(super) fn wait(mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<bool> {
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
         if so()? {
