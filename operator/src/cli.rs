@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
+use nodenet_client::Access;
 use nodenet_planner::Settings;
 
 /// Turns Services and VirtualIPs into the network state of nodes.
@@ -45,6 +46,17 @@ pub struct Connection {
     /// works by what nodenet programs.
     #[arg(long = "api-server", value_name = "HOST:PORT")]
     pub api_servers: Vec<String>,
+}
+
+impl Connection {
+    /// What the client is made of.
+    pub fn access(&self) -> Access {
+        Access {
+            kubeconfig: self.kubeconfig.clone(),
+            endpoints: self.api_servers.clone(),
+            ..Access::default()
+        }
+    }
 }
 
 /// What the planner must know of the cluster.

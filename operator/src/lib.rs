@@ -11,7 +11,6 @@
 //! render: the planner without a cluster     cleanup: what an uninstall removes
 //! ```
 
-pub mod api_server;
 pub mod cleanup;
 pub mod cli;
 pub mod control;

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use nodenet_client::ApiServers;
 use nodenet_operator::cli::{Cleanup, Cli, Command, Render};
-use nodenet_operator::{api_server, cleanup, publish, render, run};
+use nodenet_operator::{cleanup, publish, render, run};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 
@@ -47,9 +48,7 @@ fn log(filter: &str) -> anyhow::Result<()> {
 }
 
 async fn clean(options: Cleanup) -> anyhow::Result<()> {
-    let client =
-        api_server::connect(options.connection.kubeconfig.as_deref(), &options.connection.api_servers)
-            .await?;
+    let client = ApiServers::new(&options.connection.access()).await?.client();
     let removed = cleanup::cleanup(&client, cleanup::AGENTS_SEE).await?;
     println!("removed {} NodeNetSlices and {} NodeNetStates", removed.slices, removed.states);
     Ok(())

@@ -72,11 +72,6 @@ impl Error {
     }
 }
 
-/// Whether no API server answered: the request, not its content, failed.
-pub fn unanswered(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_))
-}
-
 /// The client's error in words, with what helps where that is known.
 pub fn explain(error: &kube::Error) -> String {
     let status = match error {

@@ -1,10 +1,10 @@
 //! `nodenet-operator run`: puts the parts together and takes them apart in order.
 
+use nodenet_client::ApiServers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as flag;
 use tracing::{info, warn};
 
-use crate::api_server::{self, connect};
 use crate::cli::Run;
 use crate::control::Control;
 use crate::election::{Election, KubeLease, Timing};
@@ -22,7 +22,7 @@ const LEASE: &str = "nodenet-operator";
 pub enum Error {
     /// No client.
     #[error(transparent)]
-    ApiServer(#[from] api_server::Error),
+    ApiServer(#[from] nodenet_client::AccessError),
     /// Nothing can be served.
     #[error(transparent)]
     Http(#[from] http::Error),
@@ -42,7 +42,7 @@ pub async fn run(options: Run) -> Result<(), Error> {
     let settings = options.planning.settings();
     settings.check()?;
     let identity = options.identity.unwrap_or_else(identity);
-    let client = connect(options.connection.kubeconfig.as_deref(), &options.connection.api_servers).await?;
+    let client = ApiServers::new(&options.connection.access()).await?.client();
     let listener = http::bind(options.http_address).await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;

@@ -257,7 +257,7 @@ impl Broken {
 
     /// Whether the API server answered.
     fn answered(&self) -> bool {
-        !matches!(self, Self::Silent) && !self.client().is_some_and(crate::publish::unanswered)
+        !matches!(self, Self::Silent) && !self.client().is_some_and(nodenet_client::unanswered)
     }
 }
 

@@ -88,7 +88,7 @@ pub enum CliError {
     Json(#[from] serde_json::Error),
     /// The API servers cannot be used.
     #[error(transparent)]
-    Access(#[from] crate::source::api_servers::AccessError),
+    Access(#[from] nodenet_client::AccessError),
     /// The agent does not run.
     #[error(transparent)]
     Run(#[from] crate::agent::runtime::RunError),

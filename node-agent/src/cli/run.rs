@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use nodenet_client::{Access, ApiServers};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
@@ -17,7 +18,6 @@ use crate::agent::wire::{Links, NoLinks};
 use crate::agent::{holding, service_lane};
 use crate::kernel::netlink::events;
 use crate::report::metrics::Metrics;
-use crate::source::api_servers::{Access, ApiServers};
 use crate::source::store;
 
 /// Follows the NodeNetState of the node and all NodeNetSlices, makes the kernel so, keeps it so, and reports. Traffic
@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
     /// Folder with the token and ca.crt of the service account.
-    #[arg(long, value_name = "DIR", default_value = crate::source::api_servers::SERVICE_ACCOUNT)]
+    #[arg(long, value_name = "DIR", default_value = nodenet_client::SERVICE_ACCOUNT)]
     pub service_account: PathBuf,
     /// Real endpoint of an API server; may be repeated: the next is used when one fails. Never the ClusterIP: that is
     /// what this agent programs.
@@ -111,16 +111,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             problem: error.to_string(),
         })?),
     };
-    let mut tls_server_name = arguments.tls_server_name.clone();
-    if tls_server_name.is_none() && arguments.kubeconfig.is_none() && !arguments.api_servers.is_empty() {
-        // Each API server's certificate has this name; the addresses of all endpoints it need not have.
-        tls_server_name = Some("kubernetes.default.svc".to_owned());
-    }
     let access = Access {
         kubeconfig: arguments.kubeconfig.clone(),
         service_account: Some(arguments.service_account.clone()),
         endpoints: arguments.api_servers.clone(),
-        tls_server_name,
+        tls_server_name: arguments.tls_server_name.clone(),
     };
     let config = Config {
         node: arguments.services.node.clone(),

@@ -1,9 +1,8 @@
-//! Where the desired state comes from: the API server ([`api_servers`], [`watch`]) and, where it is out of reach, the
-//! copy on disk ([`store`]).
+//! Where the desired state comes from: the API server ([`watch`]) and, where it is out of reach, the copy on disk
+//! ([`store`]).
 //!
 //! All of it arrives at the lanes as [`Update`]s, in the same form from both.
 
-pub mod api_servers;
 pub mod store;
 pub mod watch;
 

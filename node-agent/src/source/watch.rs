@@ -9,10 +9,10 @@ use futures::{Stream, StreamExt};
 use kube::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
+use nodenet_client::ApiServers;
 use nodenet_crds::{NodeNetSlice, NodeNetState};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::api_servers::ApiServers;
 use super::store::{Store, StoreWriter};
 use super::{Origin, Update};
 

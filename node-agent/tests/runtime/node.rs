@@ -16,8 +16,8 @@ use nodenet_agent::kernel::fake::FakeKernel;
 use nodenet_agent::kernel::{Kernel, KernelError};
 use nodenet_agent::report::metrics::Metrics;
 use nodenet_agent::resolve::Options;
-use nodenet_agent::source::api_servers::{Access, ApiServers};
 use nodenet_agent::state::AddressKey;
+use nodenet_client::{Access, ApiServers};
 use serde_json::{Value, json};
 
 use crate::api::Api;

@@ -252,7 +252,7 @@ impl<S: LeaseStore> Election<S> {
                 // What a failing connection says changes with every attempt.
                 let gist = match &error {
                     StoreError::Timeout(_) => String::new(),
-                    StoreError::Request { source, .. } if crate::publish::unanswered(source) => String::new(),
+                    StoreError::Request { source, .. } if nodenet_client::unanswered(source) => String::new(),
                     _ => text.clone(),
                 };
                 if self.complained.as_ref() != Some(&gist) {

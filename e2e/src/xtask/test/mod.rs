@@ -292,6 +292,7 @@ fn in_guest(program: &Program, report: &mut Report) {
 fn folder(package: &str) -> &'static str {
     match package {
         "nodenet-crds" => "crds",
+        "nodenet-client" => "crds/client",
         "nodenet-operator" => "operator",
         "nodenet-planner" => "operator/planner",
         "nodenet-agent" => "node-agent",

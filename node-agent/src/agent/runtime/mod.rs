@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::Api;
+use nodenet_client::ApiServers;
 use tokio::sync::{mpsc, watch};
 
 use self::desired::{Arrived, Seen, cold_start, sink};
@@ -32,7 +33,6 @@ use crate::report::metrics::{Lane, Metrics};
 use crate::report::publisher::Pending;
 use crate::resolve::{Options, Resolver};
 use crate::source::Origin;
-use crate::source::api_servers::ApiServers;
 use crate::source::store::Store;
 use crate::source::watch::Watch;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Api;
+use nodenet_client::ApiServers;
 use nodenet_crds::{NodeNetState, VirtualIPState};
 use tokio::sync::{mpsc, watch};
 
@@ -14,11 +15,10 @@ use crate::agent::clock::jitter;
 use crate::report::events::Events;
 use crate::report::facts::{AddressFacts, Notice, ServiceFacts, SourceFacts};
 use crate::report::health::{ADDRESSES_LIMIT, Health, Pulse};
-use crate::report::lease::{LeaseError, NodeLease, Pace};
+use crate::report::lease::{NodeLease, Pace};
 use crate::report::metrics::{Metrics, WriteLabel};
 use crate::report::operator::OperatorWatch;
 use crate::report::publisher::{self, Pending};
-use crate::source::api_servers::ApiServers;
 use crate::source::store;
 use crate::source::watch::Progress;
 
@@ -57,11 +57,8 @@ pub(super) async fn keep_lease(
                 }
                 Err(error) => {
                     metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
-                    match error {
-                        // A refusal is no contact: the operator sees no Lease and moves the addresses away.
-                        LeaseError::Timeout { .. } => servers.give_up(),
-                        LeaseError::Api { .. } => {}
-                    }
+                    // A refusal is no contact: the operator sees no Lease and moves the addresses away. A server that
+                    // does not answer is given up by the client itself.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!("{error}");
                     }
