@@ -67,7 +67,7 @@ pub mod reason {
     pub const OPERATOR_SILENT: &str = "OperatorSilent";
     /// The API server cannot be reached: the last good state stays in force.
     pub const API_SERVER_UNREACHABLE: &str = "ApiServerUnreachable";
-    /// A part of a Service's plan is missing; its last complete plan stays.
+    /// A part of a Service's plan is missing, or a slice cannot be read; what was known last stays.
     pub const SLICE_INCOMPLETE: &str = "SliceIncomplete";
     /// A kernel module is missing; the message names the command that loads it.
     pub const MODULE_MISSING: &str = "ModuleMissing";

@@ -5,10 +5,11 @@
 
 mod plans;
 
+use nodenet_agent::diff::Prune;
 use nodenet_agent::resolve::Origin;
 use nodenet_agent::state::Operation;
 use nodenet_crds::NodeNetSliceSpec;
-use plans::{Agent, NODE, names, slice, spec, tcp, web};
+use plans::{Agent, NODE, names, real, slice, spec, tcp, web};
 
 fn two_services() -> [(&'static str, NodeNetSliceSpec); 2] {
     [
@@ -113,4 +114,46 @@ fn nothing_goes_while_the_nodes_own_state_is_gone() {
     agent.resolver.put_spec(&spec(), Origin::Api);
     let done = agent.settle_all();
     assert!(done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.1", 80))), "{done:#?}");
+}
+
+#[test]
+fn a_slice_that_was_never_readable_keeps_only_what_may_stand_in_it() {
+    let mut agent = restarted();
+    agent.resolver.put_spec(&spec(), Origin::Api);
+    agent.resolver.list_started();
+    let fewer = slice(3, vec![web("one", 3, "10.96.0.1", &[])]);
+    agent.resolver.put_slice("a", &fewer);
+    agent.resolver.slice_unreadable("c");
+    agent.resolver.list_completed(&names(&["a", "c"]));
+    let gone = Operation::DeleteRealServer(tcp("10.96.0.1", 80), real("10.244.1.1", 8080));
+    let done = agent.settle_all();
+    assert!(done.contains(&gone), "its Service stands in a slice that can be read: {done:#?}");
+    let removed = |done: &[Operation]| done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.2", 80)));
+    assert!(!removed(&done), "its Service may stand in the other");
+
+    agent.resolver.put_slice("c", &slice(4, vec![web("three", 4, "10.96.0.3", &[])]));
+    assert!(removed(&agent.settle_all()));
+}
+
+#[test]
+fn a_service_that_goes_while_a_slice_is_unknown_may_have_moved_there() {
+    let mut agent = agent();
+    agent.resolver.slice_unreadable("c");
+    agent.resolver.put_slice("b", &slice(3, vec![]));
+    assert_eq!(agent.settle_all(), vec![]);
+    assert_eq!(agent.resolver.desired().virtual_servers.len(), 2);
+    agent.resolver.remove_slice("c");
+    let done = agent.settle_all();
+    assert!(done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.2", 80))), "{done:#?}");
+}
+
+#[test]
+fn a_slice_whose_earlier_content_is_known_stops_nothing() {
+    let mut agent = agent();
+    agent.resolver.slice_unreadable("b");
+    assert_eq!(agent.resolver.prune(), Prune::ALL);
+    agent.resolver.remove_slice("a");
+    let done = agent.settle_all();
+    assert!(done.contains(&Operation::DeleteVirtualServer(tcp("10.96.0.1", 80))), "{done:#?}");
+    assert_eq!(agent.resolver.desired().virtual_servers.len(), 1);
 }

@@ -53,7 +53,7 @@ fn check(directory: &Path) {
     let desired: NodeState = read(directory.join("desired.yaml"));
     let given: Given = read(directory.join("context.yaml"));
     let mut draining = Draining::default();
-    let prune = Prune { addresses: given.prune, services: given.prune };
+    let prune = if given.prune { Prune::ALL } else { Prune::default() };
     let (now, drain_timeout) = (Duration::ZERO, Duration::from_secs(600));
     let mut context = Context { journal: &given.journal, prune, draining: &mut draining, now, drain_timeout };
     let found = diff(&desired, &current, &Scope::all(&desired), &mut context);

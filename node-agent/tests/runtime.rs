@@ -211,6 +211,43 @@ async fn one_undecodable_slice_stops_nothing_and_is_named() {
 }
 
 #[tokio::test]
+async fn a_slice_that_was_never_readable_keeps_only_what_may_stand_in_it() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1", "10.244.1.2"]));
+    api.put("nodenetslices", "s2", 1, slice(2, 1, &["10.244.1.1"]));
+    let agent = node.start(&api).await;
+    synced(&api, &node, 4).await;
+    agent.task.abort();
+    until("the end", || agent.task.is_finished()).await;
+
+    // While no agent runs: a slice that no version of the agent can read, and one less of the others.
+    api.put("nodenetslices", "garbage", 1, serde_json::json!({"revision": "latest"}));
+    api.delete("nodenetslices", "s2");
+    let agent = node.start(&api).await;
+    until("words about it", || {
+        let condition = api.condition("VirtualServersReady");
+        let words = condition["message"].as_str().unwrap_or_default();
+        condition["reason"] == "SliceIncomplete" && words.contains("NodeNetSlice garbage cannot be read")
+    })
+    .await;
+    api.put("nodenetslices", "s1", 2, slice(1, 2, &["10.244.1.1"]));
+    let backends = |number: u8| {
+        let there = node.kernel.state().virtual_servers;
+        let of_it = there.into_iter().filter(|(key, _)| {
+            matches!(key, VirtualServerKey::Address(_, _, port) if *port == 30000 + u16::from(number))
+        });
+        of_it.map(|(_, server)| server.real_servers.len()).collect::<Vec<_>>()
+    };
+    until("the backend that is no more goes", || backends(1) == [1]).await;
+    assert_eq!(backends(2), [1], "its Service may have moved to the slice that nobody can read");
+    api.delete("nodenetslices", "garbage");
+    until("now it is known not to be wanted", || node.servers() == 2).await;
+    until("Ready", || api.condition("Ready")["status"] == "True").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn an_address_that_another_hand_removes_is_put_back_and_reported() {
     let (api, node) = (Api::start().await, Node::new());
     api.put("nodenetstates", NODE, 1, spec("Active"));

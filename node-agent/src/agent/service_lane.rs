@@ -214,9 +214,19 @@ impl ServiceLane {
             }
             Update::Slice(slice) => {
                 let name = slice.metadata.name.clone().unwrap_or_default();
+                // It may have been one that could not be read.
+                self.unpublished |= self.resolver.unreadable_slices().next().is_some();
                 self.resolver.put_slice(&name, &slice.spec)
             }
-            Update::SliceGone(name) => self.resolver.remove_slice(&name),
+            Update::SliceUnreadable(name) => {
+                self.resolver.slice_unreadable(&name);
+                self.unpublished = true;
+                Scope::default()
+            }
+            Update::SliceGone(name) => {
+                self.unpublished = true;
+                self.resolver.remove_slice(&name)
+            }
             Update::ListStarted => {
                 self.resolver.list_started();
                 Scope::default()
@@ -379,6 +389,7 @@ impl ServiceLane {
             );
             virtual_servers = virtual_servers.and(Verdict::not(reason::SLICE_INCOMPLETE, words));
         }
+        virtual_servers = virtual_servers.and(unreadable(self.resolver.unreadable_slices()));
         let problems = self.resolver.problems();
         let mut addresses = self.failures.verdict(Area::Addresses, "local routes are as wanted");
         let overlaps: Vec<String> = problems
@@ -407,6 +418,32 @@ impl ServiceLane {
             news
         });
     }
+}
+
+/// What is to be said about slices that cannot be read, each with whether an earlier content of it is in force.
+fn unreadable<'a>(slices: impl Iterator<Item = (&'a str, bool)>) -> Verdict {
+    let (known, unknown): (Vec<_>, Vec<_>) = slices.partition(|(_, known)| *known);
+    let names = |slices: &[(&str, bool)]| -> String {
+        let names: Vec<&str> = slices.iter().map(|(name, _)| *name).take(8).collect();
+        match slices.len() - names.len() {
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
+        }
+    };
+    let mut verdict = Verdict::ready("");
+    if !known.is_empty() {
+        let words = format!("NodeNetSlice {} cannot be read: its last good content stays", names(&known));
+        verdict = verdict.and(Verdict::not(reason::SLICE_INCOMPLETE, words));
+    }
+    if !unknown.is_empty() {
+        let words = format!(
+            "NodeNetSlice {} cannot be read and never could: its Services are not known, so virtual servers that no \
+             other slice asks for are not removed",
+            names(&unknown)
+        );
+        verdict = verdict.and(Verdict::not(reason::SLICE_INCOMPLETE, words));
+    }
+    verdict
 }
 
 fn count(n: usize) -> i32 {

@@ -26,13 +26,15 @@ use crate::state::{
 pub struct Prune {
     /// Addresses: the node's own state was read from the API server.
     pub addresses: bool,
-    /// Everything else: the complete list of slices was read too.
+    /// Real servers of virtual servers that are wanted: all slices that can be read were read too.
+    pub real_servers: bool,
+    /// Everything else: there is no slice that cannot be read.
     pub services: bool,
 }
 
 impl Prune {
     /// Everything may be removed.
-    pub const ALL: Self = Self { addresses: true, services: true };
+    pub const ALL: Self = Self { addresses: true, real_servers: true, services: true };
 }
 
 /// What a comparison needs beside the two states.

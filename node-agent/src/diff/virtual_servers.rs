@@ -135,7 +135,7 @@ fn real_servers(
         }
     }
     context.draining.keep(key, |real| there.contains_key(real) && !wanted.contains_key(real));
-    if !context.prune.services {
+    if !context.prune.real_servers {
         return;
     }
     for (real, server) in there.iter().filter(|(real, _)| !wanted.contains_key(real)) {

@@ -134,7 +134,8 @@ impl Resolver {
     /// What may be removed by now.
     pub fn prune(&self) -> Prune {
         let addresses = self.from_api && self.spec.is_some() && self.node.is_some();
-        Prune { addresses, services: addresses && self.plans.complete() }
+        let real_servers = addresses && self.plans.complete();
+        Prune { addresses, real_servers, services: real_servers && self.plans.all_known() }
     }
 
     /// Virtual IPs of the node's state, by name.
@@ -199,6 +200,17 @@ impl Resolver {
     pub fn put_slice(&mut self, name: &str, spec: &NodeNetSliceSpec) -> Scope {
         let changed = self.plans.put(name, spec);
         self.services(changed)
+    }
+
+    /// A slice is there and cannot be read. What it held before stays in force. Where nothing is known of it, any
+    /// Service may stand in it: what no other slice asks for is not removed until it can be read or is gone.
+    pub fn slice_unreadable(&mut self, name: &str) {
+        self.plans.set_unreadable(name);
+    }
+
+    /// Slices that cannot be read, each with whether an earlier content of it is in force.
+    pub fn unreadable_slices(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.plans.unreadable()
     }
 
     /// A slice was deleted. Services that it held and no other slice mentions go, unless a list is being read or no slice

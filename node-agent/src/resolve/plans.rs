@@ -147,6 +147,8 @@ struct Slice {
 pub(super) struct Plans {
     node: String,
     slices: BTreeMap<Arc<str>, Slice>,
+    /// Slices that are there and cannot be read. A Service that no other slice mentions may stand in one of them.
+    unreadable: BTreeSet<String>,
     services: HashMap<Uid, Service>,
     incomplete: BTreeSet<Uid>,
     /// The complete list was read at least once.
@@ -169,6 +171,7 @@ impl Plans {
         Self {
             node,
             slices: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             services: HashMap::new(),
             incomplete: BTreeSet::new(),
             complete: false,
@@ -181,6 +184,26 @@ impl Plans {
 
     pub fn complete(&self) -> bool {
         self.complete && !self.emptied
+    }
+
+    /// Whether the content of every slice is known, be it an earlier one.
+    pub fn all_known(&self) -> bool {
+        self.unknown().next().is_none()
+    }
+
+    /// Slices that cannot be read and never could.
+    fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.unreadable.iter().map(String::as_str).filter(|name| !self.slices.contains_key(*name))
+    }
+
+    /// Slices that cannot be read, each with whether an earlier content of it is in force.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.unreadable.iter().map(|name| (name.as_str(), self.slices.contains_key(name.as_str())))
+    }
+
+    /// A slice is there and cannot be read. What it held before stays.
+    pub fn set_unreadable(&mut self, name: &str) {
+        self.unreadable.insert(name.to_owned());
     }
 
     fn hold_plans(&self) -> bool {
@@ -207,11 +230,10 @@ impl Plans {
         }
         self.listing = false;
         self.complete = true;
+        self.unreadable.retain(|name| names.contains(name));
         self.emptied = !self.hold_plans();
         self.grew = false;
-        if !self.emptied {
-            changed.extend(self.drop_orphans());
-        }
+        changed.extend(self.drop_orphans());
         changed
     }
 
@@ -225,7 +247,15 @@ impl Plans {
         self.drop_orphans()
     }
 
+    /// Whether a Service that no slice mentions may stand in one that is not known.
+    fn may_stand_elsewhere(&self) -> bool {
+        self.listing || self.emptied || !self.all_known()
+    }
+
     fn drop_orphans(&mut self) -> BTreeSet<Uid> {
+        if self.may_stand_elsewhere() {
+            return BTreeSet::new();
+        }
         let mut changed = std::mem::take(&mut self.orphans);
         changed.retain(|uid| self.choose(uid));
         changed
@@ -290,15 +320,21 @@ impl Plans {
         problems.truncate(PROBLEMS_KEPT);
         let empty = uids.is_empty();
         let slice = Slice { revision: spec.revision, uids, problems: problems.into() };
+        let known_before = self.all_known();
+        self.unreadable.remove(&*name);
         self.grew |= self.slices.insert(name, slice).is_none();
         self.emptied |= empty && !touched.is_empty() && !self.hold_plans();
         touched.retain(|uid| self.choose(uid));
+        if !known_before {
+            touched.extend(self.drop_orphans());
+        }
         touched
     }
 
     /// Services whose plan changed.
     pub fn remove(&mut self, name: &str) -> BTreeSet<Uid> {
-        let Some((name, slice)) = self.slices.remove_entry(name) else { return BTreeSet::new() };
+        self.unreadable.remove(name);
+        let Some((name, slice)) = self.slices.remove_entry(name) else { return self.drop_orphans() };
         let mut touched = slice.uids;
         for uid in &touched {
             self.drop_parts(uid, &name);
@@ -319,7 +355,7 @@ impl Plans {
         let Some(service) = self.services.get_mut(uid) else { return false };
         let Some(highest) = service.highest() else {
             self.incomplete.remove(uid);
-            if self.listing || self.emptied {
+            if self.may_stand_elsewhere() {
                 self.orphans.insert(uid.clone());
                 return false;
             }

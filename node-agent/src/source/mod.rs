@@ -20,11 +20,14 @@ pub enum Update {
     StateGone,
     /// A slice is this now.
     Slice(Box<NodeNetSlice>),
+    /// A slice is there, by this name, and cannot be read. Its last good content, if there is any, was handed over.
+    SliceUnreadable(String),
     /// A slice is gone. Said only by the API server itself: a deletion, or a complete list without it.
     SliceGone(String),
     /// A list of slices begins. Until it ends, a Service that no slice mentions may stand in one still to come.
     ListStarted,
-    /// A list of slices was complete, with these names, and all of them are known: what nobody wants may go.
+    /// A list of slices was complete, with these names: what nobody wants may go, unless it may stand in one of them that
+    /// cannot be read.
     Listed(BTreeSet<String>),
     /// The API server does not give everything, and the copy on disk was handed over: what is there is put into force,
     /// and nothing is removed for its sake.

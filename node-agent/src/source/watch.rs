@@ -38,13 +38,9 @@ pub struct Watch<F> {
     /// Slices that somebody holds: from the copy on disk or from the API server.
     known: BTreeSet<String>,
     listed: BTreeSet<String>,
-    /// A list has ended that was not yet said to be complete.
-    awaited: bool,
     state_seen: bool,
     /// Slices whose content was handed over.
     held: BTreeSet<String>,
-    /// Listed slices whose content nobody has: as long as there are any, nothing may be removed.
-    unknown: BTreeSet<String>,
     progress: Progress,
     store: Store,
     writer: StoreWriter,
@@ -71,10 +67,8 @@ impl<F: FnMut(Update)> Watch<F> {
             node: node.to_owned(),
             known: store.slice_names(),
             listed: BTreeSet::new(),
-            awaited: false,
             state_seen: false,
             held: BTreeSet::new(),
-            unknown: BTreeSet::new(),
             progress: Progress::default(),
             store,
             writer,
@@ -183,7 +177,6 @@ impl<F: FnMut(Update)> Watch<F> {
         match event {
             watcher::Event::Init => {
                 self.listed.clear();
-                self.awaited = false;
                 (self.sink)(Update::ListStarted);
             }
             watcher::Event::InitApply(guard) => {
@@ -201,8 +194,8 @@ impl<F: FnMut(Update)> Watch<F> {
                     self.gone(&name);
                 }
                 self.known = listed;
-                self.awaited = true;
-                self.complete();
+                self.progress.complete = true;
+                (self.sink)(Update::Listed(self.known.clone()));
             }
             watcher::Event::Delete(guard) => {
                 let name = match &guard.0 {
@@ -224,28 +217,22 @@ impl<F: FnMut(Update)> Watch<F> {
                 self.progress.undecodable.remove(&format!("NodeNetSlice {name}"));
                 self.known.insert(name.clone());
                 self.held.insert(name.clone());
-                self.unknown.remove(&name);
                 slice.metadata.managed_fields = None;
                 self.writer.put_slice(&slice);
                 (self.sink)(Update::Slice(Box::new(slice)));
-                self.complete();
                 Some(name)
             }
             Err(error) => {
                 // Known from now on: it stands in the list, so what it held before is not gone.
                 let name = error.metadata.name?;
                 self.known.insert(name.clone());
-                if !self.held.contains(&name) {
-                    match self.store.slice(&name) {
-                        Ok(Some(slice)) => {
-                            self.held.insert(name.clone());
-                            (self.sink)(Update::Slice(Box::new(slice)));
-                        }
-                        Ok(None) | Err(_) => {
-                            self.unknown.insert(name.clone());
-                        }
-                    }
+                if !self.held.contains(&name)
+                    && let Ok(Some(slice)) = self.store.slice(&name)
+                {
+                    self.held.insert(name.clone());
+                    (self.sink)(Update::Slice(Box::new(slice)));
                 }
+                (self.sink)(Update::SliceUnreadable(name.clone()));
                 self.undecodable(format!("NodeNetSlice {name}"), error.error);
                 Some(name)
             }
@@ -253,29 +240,15 @@ impl<F: FnMut(Update)> Watch<F> {
     }
 
     fn undecodable(&mut self, object: String, error: String) {
-        tracing::warn!("{object} cannot be decoded, its last good content stays: {error}");
+        tracing::warn!("{object} cannot be decoded, its last good content, if there is any, stays: {error}");
         self.progress.undecodable.insert(object, error);
     }
 
     fn gone(&mut self, name: &str) {
         self.progress.undecodable.remove(&format!("NodeNetSlice {name}"));
         self.held.remove(name);
-        let blocked = self.unknown.remove(name);
         self.writer.remove_slice(name);
         (self.sink)(Update::SliceGone(name.to_owned()));
-        if blocked {
-            self.complete();
-        }
-    }
-
-    /// Says that a list was complete. A listed slice that nobody can read holds Services that nobody knows: as long as
-    /// there is one it is left unsaid, and nothing is removed.
-    fn complete(&mut self) {
-        if self.awaited && self.unknown.is_empty() {
-            self.awaited = false;
-            self.progress.complete = true;
-            (self.sink)(Update::Listed(self.known.clone()));
-        }
     }
 }
 
