@@ -57,6 +57,11 @@ pub fn failure(error: &KernelError) -> Failure {
         KernelError::Program { operation, object, program, status, stderr } => {
             (*operation, object, format!("{program} ended with {status}: {stderr}"))
         }
+        KernelError::Late { operation, object, program, limit } => (
+            *operation,
+            object,
+            format!("{program} did not end within {} s and was killed", limit.as_secs_f32()),
+        ),
         KernelError::Missing { operation, object, feature, module } => {
             (*operation, object, format!("the kernel has no {feature}; load it with `modprobe {module}`"))
         }

@@ -70,6 +70,18 @@ pub enum KernelError {
         /// What it said, shortened.
         stderr: String,
     },
+    /// A program did not end in time; it was killed.
+    #[error("{operation} {object}: {program} did not end within {} s and was killed", .limit.as_secs_f32())]
+    Late {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// The program.
+        program: String,
+        /// How long it was waited for.
+        limit: std::time::Duration,
+    },
     /// The kernel does not have the feature at all.
     #[error("{operation} {object}: the kernel has no {feature}; load it with `modprobe {module}`")]
     Missing {
@@ -99,7 +111,7 @@ impl KernelError {
                 _ => Class::Invalid,
             },
             Self::Io { .. } | Self::Decode { .. } => Class::Retry,
-            Self::Program { .. } => Class::Retry,
+            Self::Program { .. } | Self::Late { .. } => Class::Retry,
             Self::Missing { .. } => Class::Fatal,
         }
     }

@@ -9,7 +9,7 @@
 //! | `ipset` | sets (nfnetlink) |
 //! | `conntrack` | forgetting connections of backends that went (nfnetlink) |
 //! | `rules` | chains and jumps, by the host's iptables |
-//! | `program` | where programs are |
+//! | `program` | running programs, with a limit of time |
 //! | `sysctl`, `modules` | settings and modules |
 //! | `commit` | a transaction, step by step |
 //! | [`events`] | hearing of changes |

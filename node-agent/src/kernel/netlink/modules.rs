@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use super::program::{find, shortened};
+use super::program::{LIMIT, Task, find, shortened};
 use crate::kernel::KernelError;
 
 /// The modules of the running kernel.
@@ -74,11 +74,9 @@ impl Modules {
         {
             command.arg("--dirname").arg(root);
         }
-        let output = command.args(["--", name]).output().map_err(|source| KernelError::Io {
-            operation: "run",
-            object: "modprobe".to_owned(),
-            source,
-        })?;
+        command.args(["--", name]);
+        let task = Task { operation: "load", object: object(), program: "modprobe" };
+        let output = task.run(command, "", LIMIT)?;
         if output.status.success() {
             return Ok(());
         }

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
+    io,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use super::{
     namespace::Namespace,
-    program::{find, shortened},
+    program::{LIMIT, Task, find, shortened},
 };
 use crate::{
     filter,
@@ -221,7 +221,8 @@ impl Rules {
         }
         let name = programs.name(family, "save");
         let Some(program) = find(&name) else { return Ok(None) };
-        let output = self.output(Command::new(program), &name, "")?;
+        let task = Task { operation: "read", object: object(family), program: &name };
+        let output = self.output(Command::new(program), task, "")?;
         if !output.status.success() {
             return Err(failed("read", family, name, &output));
         }
@@ -234,25 +235,15 @@ impl Rules {
         let mut command = Command::new(program);
         // Another hand may hold the lock of the older tables for a while.
         command.args(["--noflush", "--wait", "10"]);
-        let output = self.output(command, &name, text)?;
+        let task = Task { operation: "replace", object: object(family), program: &name };
+        let output = self.output(command, task, text)?;
         if output.status.success() { Ok(()) } else { Err(failed("replace", family, name, &output)) }
     }
 
-    fn output(&mut self, mut command: Command, name: &str, input: &str) -> Result<Output, KernelError> {
+    fn output(&mut self, mut command: Command, task: Task<'_>, input: &str) -> Result<Output, KernelError> {
         self.run += 1;
-        command.env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let outcome = self.namespace.run(|| {
-            let mut child = command.spawn()?;
-            if let Some(mut stdin) = child.stdin.take() {
-                // A program that ends before it read everything says why by itself.
-                match stdin.write_all(input.as_bytes()) {
-                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-                    _ => {}
-                }
-            }
-            child.wait_with_output()
-        })?;
-        outcome.map_err(|source| KernelError::Io { operation: "run", object: name.to_owned(), source })
+        command.env("LC_ALL", "C");
+        self.namespace.run(|| task.run(command, input, LIMIT))?
     }
 }
 
