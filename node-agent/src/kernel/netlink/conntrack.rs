@@ -3,7 +3,7 @@
 //! A UDP or SCTP client that keeps sending would stay bound to the removed backend for as long as it does.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -46,26 +46,6 @@ impl Selection {
         }
     }
 
-    fn covers(&self, connection: &Tracked) -> bool {
-        let to = |address: IpAddr, port: u16, protocol: Protocol| {
-            connection.original.destination == address
-                && connection.original.destination_port == port
-                && connection.original.protocol == IpProtocol(protocol.number())
-        };
-        let of_server = match self.server {
-            VirtualServerKey::Address(protocol, address, port) => to(address, port, protocol),
-            // The mark of the packets is not kept; what was translated to the backend and is not addressed to it is
-            // a connection through some virtual server.
-            VirtualServerKey::FirewallMark(..) => {
-                self.backend.is_some() && connection.original.destination != connection.reply.source
-            }
-        };
-        of_server
-            && self.backend.is_none_or(|backend| {
-                connection.reply.source == backend.address && connection.reply.source_port == backend.port
-            })
-    }
-
     pub(super) fn words(&self) -> String {
         let server = ipvs::name(self.server);
         match self.backend {
@@ -77,14 +57,54 @@ impl Selection {
     }
 }
 
+/// Selections by what a connection shows of itself: each connection is looked at once, however many selections there are.
+#[derive(Debug, Default)]
+struct Index {
+    /// By the destination as the client wrote it, and the backend where one is named.
+    servers: HashMap<(Protocol, IpAddr, u16, Option<RealServerKey>), usize>,
+    /// By the backend. The mark of the packets is not kept; what was translated to the backend and is not addressed to
+    /// it is a connection through some virtual server.
+    marks: HashMap<RealServerKey, usize>,
+}
+
+impl Index {
+    fn new(selections: &[Selection]) -> Self {
+        let mut index = Self::default();
+        for (number, selection) in selections.iter().enumerate() {
+            match (selection.server, selection.backend) {
+                (VirtualServerKey::Address(protocol, address, port), backend) => {
+                    index.servers.entry((protocol, address, port, backend)).or_insert(number);
+                }
+                (VirtualServerKey::FirewallMark(..), Some(backend)) => {
+                    index.marks.entry(backend).or_insert(number);
+                }
+                (VirtualServerKey::FirewallMark(..), None) => {}
+            }
+        }
+        index
+    }
+
+    /// The first selection that covers a connection.
+    fn find(&self, connection: &Tracked) -> Option<usize> {
+        let Tracked { original, reply, .. } = connection;
+        let protocol = Protocol::from_number(original.protocol.0)?;
+        let backend = RealServerKey { address: reply.source, port: reply.source_port };
+        let of_server =
+            |backend| self.servers.get(&(protocol, original.destination, original.destination_port, backend));
+        let of_mark = if original.destination == reply.source { None } else { self.marks.get(&backend) };
+        [of_server(Some(backend)), of_server(None), of_mark].into_iter().flatten().min().copied()
+    }
+}
+
 /// Forgets connections. One reading of a protocol's table serves all selections.
 pub(super) fn forget(netfilter: &mut Connection, selections: &[Selection]) -> Vec<(usize, KernelError)> {
     let mut failed = Vec::new();
     let tables: BTreeSet<_> = selections.iter().flat_map(Selection::tables).collect();
+    let index = Index::new(selections);
     for (family, protocol) in tables {
         let concerned =
             || selections.iter().enumerate().filter(|(_, it)| it.tables().contains(&(family, protocol)));
-        let connections = match select(netfilter, family, protocol, selections) {
+        let connections = match select(netfilter, family, protocol, &index) {
             Ok(connections) => connections,
             Err(error) => {
                 failed.extend(concerned().map(|(index, selection)| (index, unreadable(selection, &error))));
@@ -132,14 +152,14 @@ fn select(
     netfilter: &mut Connection,
     family: WireFamily,
     protocol: Protocol,
-    selections: &[Selection],
+    index: &Index,
 ) -> Result<Vec<(usize, Tracked)>, TransportError> {
     let request = Request::List { family, protocol: IpProtocol(protocol.number()) };
     netfilter.dump(&request, |found: &mut Vec<_>, _: &NetlinkHeader, payload| {
         if let Some(connection) = Tracked::parse_payload(payload)?
-            && let Some(index) = selections.iter().position(|selection| selection.covers(&connection))
+            && let Some(selection) = index.find(&connection)
         {
-            found.push((index, connection));
+            found.push((selection, connection));
         }
         Ok(())
     })
@@ -176,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_selection_covers_its_servers_connections_alone() {
-        let covers = |selection: Selection| selection.covers(&connection());
+        let covers = |selection: Selection| Index::new(&[selection]).find(&connection()).is_some();
         assert!(covers(selection(Protocol::UDP, "10.96.0.10", 53, None)));
         assert!(covers(selection(Protocol::UDP, "10.96.0.10", 53, Some(("10.1.0.3", 5353)))));
         assert!(!covers(selection(Protocol::UDP, "10.96.0.10", 53, Some(("10.1.0.4", 5353)))));
@@ -191,8 +211,25 @@ mod tests {
             server: VirtualServerKey::FirewallMark(Family::V4, 9),
             ..selection(Protocol::UDP, "10.0.0.1", 1, backend)
         };
-        assert!(mark(Some(("10.1.0.3", 5353))).covers(&connection()));
-        assert!(!mark(Some(("10.1.0.3", 80))).covers(&connection()));
-        assert!(!mark(None).covers(&connection()));
+        let covers = |selection: Selection| Index::new(&[selection]).find(&connection()).is_some();
+        assert!(covers(mark(Some(("10.1.0.3", 5353)))));
+        assert!(!covers(mark(Some(("10.1.0.3", 80)))));
+        assert!(!covers(mark(None)));
+        let mut direct = connection();
+        direct.original.destination = direct.reply.source;
+        assert_eq!(
+            Index::new(&[mark(Some(("10.1.0.3", 5353)))]).find(&direct),
+            None,
+            "it went there by itself"
+        );
+    }
+
+    #[test]
+    fn a_connection_belongs_to_the_first_of_many_selections_that_cover_it() {
+        let of = |port| selection(Protocol::UDP, "10.96.0.10", port, None);
+        let mut selections: Vec<Selection> = (1000..9000).map(of).collect();
+        selections.push(selection(Protocol::UDP, "10.96.0.10", 53, Some(("10.1.0.3", 5353))));
+        selections.push(of(53));
+        assert_eq!(Index::new(&selections).find(&connection()), Some(8000));
     }
 }
