@@ -38,5 +38,9 @@ pub const AGENT_FIELD_MANAGER: &str = "nodenet-agent";
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label that makes a Service headless for proxies whatever its ClusterIP.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Annotation of a Service: the IPVS scheduler of its virtual servers, for example `lc`.
+pub const ANNOTATION_SCHEDULER: &str = "nodenet.dev/scheduler";
+/// Annotation of a Service: flags of the scheduler `mh` or `sh`, with commas ([`SchedulerFlag`]).
+pub const ANNOTATION_SCHEDULER_FLAGS: &str = "nodenet.dev/scheduler-flags";
 /// Label of an EndpointSlice with its Service's name.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -95,6 +95,28 @@ pub struct PortPlan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub scheduler: Option<String>,
+    /// What the scheduler `mh` or `sh` does beyond its default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub scheduler_flags: Vec<SchedulerFlag>,
+    /// How long a client stays with the endpoint that it came to last, in seconds. Without it each connection is
+    /// scheduled by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub persistence_seconds: Option<i32>,
+    /// Which endpoints answer clients that come by the ClusterIP.
+    #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Which endpoints answer clients from outside that come by any other address. The node itself and its pods reach
+    /// all endpoints by these addresses whatever stands here.
+    #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Number of this port for as long as `externalTrafficPolicy` is `Local`, of its own in the cluster: agents make the
+    /// packet mark of it by which they tell their own clients' packets from those from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4095))]
+    pub inside_number: Option<i32>,
     /// Addresses and ports that answer.
     #[schemars(length(max = 256))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -116,6 +138,36 @@ pub enum Protocol {
     TCP,
     /// User Datagram Protocol.
     UDP,
+    /// Stream Control Transmission Protocol.
+    SCTP,
+}
+
+/// Which endpoints answer.
+#[derive(
+    Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema,
+)]
+pub enum TrafficPolicy {
+    /// All of the cluster's.
+    #[default]
+    Cluster,
+    /// Those on the node that the connection came to.
+    Local,
+}
+
+impl TrafficPolicy {
+    /// Whether it is the default.
+    pub fn is_cluster(&self) -> bool {
+        *self == Self::Cluster
+    }
+}
+
+/// What a hashing scheduler of IPVS (`mh`, `sh`) does beyond its default.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
+pub enum SchedulerFlag {
+    /// A client of an endpoint with weight 0 goes to another one (`mh-fallback`, `sh-fallback`).
+    Fallback,
+    /// The client's port takes part in the hash (`mh-port`, `sh-port`).
+    Port,
 }
 
 /// One place where a port answers.
@@ -163,4 +215,7 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub node: Option<String>,
+    /// It terminates, and serves only where there is no endpoint that does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminating: bool,
 }

@@ -141,6 +141,9 @@ pub enum SetKind {
     /// `hash:ip,port`
     #[serde(rename = "hash:ip,port")]
     HashIpPort,
+    /// `hash:ip,port` whose entries carry a mark (`skbinfo`)
+    #[serde(rename = "hash:ip,port skbinfo")]
+    HashIpPortMark,
     /// `hash:ip,port,ip`
     #[serde(rename = "hash:ip,port,ip")]
     HashIpPortIp,
@@ -158,10 +161,22 @@ pub enum SetEntry {
     Net(IpNet),
     /// An address and a port.
     IpPort(IpAddr, Protocol, u16),
+    /// An address and a port, and the mark (all 32 bits of it) that packets there get.
+    IpPortMark(IpAddr, Protocol, u16, u32),
     /// An address, a port and a second address.
     IpPortIp(IpAddr, Protocol, u16, IpAddr),
     /// A port.
     Port(u16),
+}
+
+impl SetEntry {
+    /// Whether the kernel takes both for one entry: what is added replaces the other, and to remove either removes it.
+    pub fn is_same_element(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::IpPortMark(a, p, n, _), Self::IpPortMark(b, q, m, _)) => (a, p, n) == (b, q, m),
+            _ => self == other,
+        }
+    }
 }
 
 /// Transport protocol.

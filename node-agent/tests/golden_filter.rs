@@ -18,7 +18,8 @@ fn golden(name: &str, actual: &str) {
 
 fn with_pod_networks() -> Config {
     let cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()];
-    Config { cluster_cidrs, ..Config::default() }
+    let pod_cidrs = vec!["10.244.5.0/24".parse().unwrap(), "fd00:10:244:5::/64".parse().unwrap()];
+    Config { cluster_cidrs, pod_cidrs, ..Config::default() }
 }
 
 #[test]

@@ -153,6 +153,7 @@ pub fn set_kind(kind: SetKind) -> &'static str {
         SetKind::HashIp => "hash:ip",
         SetKind::HashNet => "hash:net",
         SetKind::HashIpPort => "hash:ip,port",
+        SetKind::HashIpPortMark => "hash:ip,port skbinfo",
         SetKind::HashIpPortIp => "hash:ip,port,ip",
         SetKind::BitmapPort => "bitmap:port",
     }
@@ -163,6 +164,9 @@ pub fn set_entry(entry: &SetEntry) -> String {
     match entry {
         SetEntry::Ip(address) => address.to_string(),
         SetEntry::Net(net) => net.to_string(),
+        SetEntry::IpPortMark(address, p, port, mark) => {
+            format!("{address},{}:{port} skbmark {mark:#x}", protocol(*p).to_lowercase())
+        }
         SetEntry::IpPort(address, p, port) => format!("{address},{}:{port}", protocol(*p).to_lowercase()),
         SetEntry::IpPortIp(address, p, port, other) => {
             format!("{address},{}:{port},{other}", protocol(*p).to_lowercase())

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{Outcome, Prune};
-use crate::state::{Family, IpSet, NodeState, Operation, PREFIX, PREFIX6, Ruleset, Scope, Which};
+use crate::state::{
+    Family, IpSet, NodeState, Operation, PREFIX, PREFIX6, Ruleset, Scope, SetEntry, SetKind, Which,
+};
 
 pub(super) fn compare(
     desired: &NodeState,
@@ -45,7 +47,12 @@ pub(super) fn compare(
                     operations.push(Operation::AddEntry(name.clone(), *entry));
                 }
                 if prune.services {
-                    for entry in there.entries.difference(&wanted.entries) {
+                    // One that only gets another mark was replaced.
+                    let replaced = |entry: &SetEntry| {
+                        wanted.kind == SetKind::HashIpPortMark
+                            && wanted.entries.iter().any(|wanted| wanted.is_same_element(entry))
+                    };
+                    for entry in there.entries.difference(&wanted.entries).filter(|entry| !replaced(entry)) {
                         operations.push(Operation::DeleteEntry(name.clone(), *entry));
                     }
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Context, Note, Outcome};
+use crate::filter::is_datagram;
 use crate::state::{
     NodeState, Operation, Protocol, RealServer, RealServerKey, Scope, VirtualServer, VirtualServerKey, Which,
 };
@@ -161,7 +162,7 @@ fn real_servers(
 fn ends_by_itself(key: &VirtualServerKey) -> bool {
     match key {
         VirtualServerKey::Address(protocol, ..) => *protocol == Protocol::TCP,
-        VirtualServerKey::FirewallMark(..) => true,
+        VirtualServerKey::FirewallMark(_, mark) => !is_datagram(*mark),
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::state::{Family, IpSet, PREFIX, PREFIX6, Ruleset, SetKind};
+use crate::state::{Family, IpSet, PREFIX, PREFIX6, Protocol, Ruleset, SetKind};
 
 pub use text::{parse, restore_text};
 
@@ -36,6 +36,8 @@ pub struct Config {
     /// Pod networks of the whole cluster: a source within them keeps its address on the way to a ClusterIP. Where none
     /// is given, only the node's own traffic is masqueraded.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Pod networks of this node: its own clients, beside itself.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl Default for Config {
@@ -46,8 +48,27 @@ impl Default for Config {
             mask: 0x4000,
             random_fully: true,
             cluster_cidrs: Vec::new(),
+            pod_cidrs: Vec::new(),
         }
     }
+}
+
+/// Numbers that a mark has room for.
+pub const INSIDE_NUMBERS: std::ops::RangeInclusive<u16> = 1..=4095;
+
+/// What all marks of [`inside_mark`] have in common: value and mask. IPVS compares all bits of a mark, so it is none
+/// that people give by hand, and leaves the bits of masquerading alone.
+const INSIDE: (u32, u32) = (0x2000, 0xffff_e000);
+
+/// The mark of packets by which the node's own clients reach a port that answers others by this node's endpoints only.
+/// The lowest bit says whether connections have an end that the kernel sees (0, TCP), for who knows only the mark.
+pub fn inside_mark(number: u16, protocol: Protocol) -> u32 {
+    INSIDE.0 | (u32::from(number) << 1) | u32::from(protocol != Protocol::TCP)
+}
+
+/// Whether connections by this mark have no end that the kernel sees.
+pub fn is_datagram(mark: u32) -> bool {
+    mark & INSIDE.1 == INSIDE.0 && mark & 1 == 1
 }
 
 /// Sets that the rules name.
@@ -59,26 +80,45 @@ pub enum SetName {
     ClusterIp,
     /// Virtual IP and port.
     LoadBalancer,
+    /// Those of them that answer clients from outside by endpoints of this node only: they see the client's address.
+    LoadBalancerLocal,
     /// Node ports, TCP.
     NodePortTcp,
+    /// Those of them that answer clients from outside by endpoints of this node only.
+    NodePortLocalTcp,
     /// Node ports, UDP.
     NodePortUdp,
+    /// Those of them that answer clients from outside by endpoints of this node only.
+    NodePortLocalUdp,
+    /// Addresses of the node with node ports, SCTP.
+    NodePortSctp,
+    /// Those of them that answer clients from outside by endpoints of this node only.
+    NodePortLocalSctp,
+    /// Addresses and ports that answer the node's own clients by all endpoints and those from outside by endpoints of this
+    /// node only, with the mark ([`inside_mark`]) of the virtual server that the former come to.
+    Inside,
     /// Service ranges: all addresses that are local only for the sake of Services.
     IpvsIps,
 }
 
 impl SetName {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 12] = [
         Self::LoopBack,
         Self::ClusterIp,
         Self::LoadBalancer,
+        Self::LoadBalancerLocal,
         Self::NodePortTcp,
+        Self::NodePortLocalTcp,
         Self::NodePortUdp,
+        Self::NodePortLocalUdp,
+        Self::NodePortSctp,
+        Self::NodePortLocalSctp,
+        Self::Inside,
         Self::IpvsIps,
     ];
 
-    /// Its name in the kernel.
+    /// Its name in the kernel, at most 31 characters.
     pub fn name(self, family: Family) -> String {
         let prefix = match family {
             Family::V4 => PREFIX,
@@ -88,8 +128,14 @@ impl SetName {
             Self::LoopBack => "LOOP-BACK",
             Self::ClusterIp => "CLUSTER-IP",
             Self::LoadBalancer => "LOAD-BALANCER",
+            Self::LoadBalancerLocal => "LOAD-BALANCER-LOCAL",
             Self::NodePortTcp => "NODE-PORT-TCP",
+            Self::NodePortLocalTcp => "NODE-PORT-LOCAL-TCP",
             Self::NodePortUdp => "NODE-PORT-UDP",
+            Self::NodePortLocalUdp => "NODE-PORT-LOCAL-UDP",
+            Self::NodePortSctp => "NODE-PORT-SCTP",
+            Self::NodePortLocalSctp => "NODE-PORT-LOCAL-SCTP",
+            Self::Inside => "INSIDE",
             Self::IpvsIps => "IPVS-IPS",
         };
         format!("{prefix}{rest}")
@@ -99,8 +145,15 @@ impl SetName {
     pub const fn kind(self) -> SetKind {
         match self {
             Self::LoopBack => SetKind::HashIpPortIp,
-            Self::ClusterIp | Self::LoadBalancer => SetKind::HashIpPort,
-            Self::NodePortTcp | Self::NodePortUdp => SetKind::BitmapPort,
+            Self::ClusterIp
+            | Self::LoadBalancer
+            | Self::LoadBalancerLocal
+            | Self::NodePortSctp
+            | Self::NodePortLocalSctp => SetKind::HashIpPort,
+            Self::Inside => SetKind::HashIpPortMark,
+            Self::NodePortTcp | Self::NodePortLocalTcp | Self::NodePortUdp | Self::NodePortLocalUdp => {
+                SetKind::BitmapPort
+            }
             Self::IpvsIps => SetKind::HashNet,
         }
     }
@@ -139,14 +192,14 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
         Family::V6 => ("::1/128", "icmp6-port-unreachable"),
     };
 
+    let masquerade = if config.random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" };
+    let mark_inside = format!("-j SET --map-set {} dst,dst --map-mark", set(SetName::Inside));
+
     let mut cluster_ip = Vec::new();
     if !config.masquerade_all {
         // The node's own traffic may carry any of its addresses, even one of the pod network.
         cluster_ip.push(format!("-m addrtype --src-type LOCAL -j {}", chain("MARK-MASQ")));
-        let mut cidrs: Vec<IpNet> = config.cluster_cidrs.iter().map(IpNet::trunc).collect();
-        cidrs.retain(|c| Family::of(c.addr()) == family);
-        cidrs.sort();
-        cidrs.dedup();
+        let cidrs = of_family(&config.cluster_cidrs, family);
         cluster_ip.extend(cidrs.iter().map(|cidr| format!("-s {cidr} -j RETURN")));
         if !cidrs.is_empty() {
             cluster_ip.push(format!("-j {}", chain("MARK-MASQ")));
@@ -173,35 +226,41 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
                 format!("-m addrtype --dst-type LOCAL -j {}", chain("NODE-PORT")),
             ],
         ),
-        (chain("LOAD-BALANCER"), vec![format!("-j {}", chain("MARK-MASQ"))]),
+        (
+            chain("LOAD-BALANCER"),
+            vec![
+                format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::LoadBalancerLocal)),
+                format!("-j {}", chain("MARK-MASQ")),
+            ],
+        ),
         (chain("CLUSTER-IP"), cluster_ip),
         (
             chain("NODE-PORT"),
-            vec![
-                format!(
-                    "-p tcp -m set --match-set {} dst -j {}",
-                    set(SetName::NodePortTcp),
-                    chain("MARK-MASQ")
-                ),
-                format!(
-                    "-p udp -m set --match-set {} dst -j {}",
-                    set(SetName::NodePortUdp),
-                    chain("MARK-MASQ")
-                ),
-            ],
+            [
+                ("tcp", "dst", SetName::NodePortLocalTcp, SetName::NodePortTcp),
+                ("udp", "dst", SetName::NodePortLocalUdp, SetName::NodePortUdp),
+                ("sctp", "dst,dst", SetName::NodePortLocalSctp, SetName::NodePortSctp),
+            ]
+            .into_iter()
+            .flat_map(|(protocol, what, local, all)| {
+                let of = |name| format!("-p {protocol} -m set --match-set {} {what}", set(name));
+                [format!("{} -j RETURN", of(local)), format!("{} -j {}", of(all), chain("MARK-MASQ"))]
+            })
+            .collect(),
         ),
         (chain("MARK-MASQ"), vec![format!("-j MARK --set-xmark {mark:#x}/{mask:#x}")]),
         (
             chain("POSTROUTING"),
             vec![
                 format!("-m set --match-set {} dst,dst,src -j MASQUERADE", set(SetName::LoopBack)),
+                // The node's own packets carry the service address as their source; its pods' keep theirs.
+                format!(
+                    "-m mark --mark {:#x}/{:#x} -m addrtype --src-type LOCAL -j {masquerade}",
+                    INSIDE.0, INSIDE.1
+                ),
                 format!("-m mark ! --mark {mark:#x}/{mask:#x} -j RETURN"),
                 format!("-j MARK --set-xmark 0x0/{mask:#x}"),
-                if config.random_fully {
-                    "-j MASQUERADE --random-fully".into()
-                } else {
-                    "-j MASQUERADE".into()
-                },
+                format!("-j {masquerade}"),
             ],
         ),
     ]);
@@ -227,17 +286,37 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             ],
         ),
     ]);
+    // Marked before IPVS looks, and before the nat chains, which leave these packets alone.
+    let pods = of_family(&config.pod_cidrs, family);
+    let mangle = BTreeMap::from([
+        (chain("INSIDE-PODS"), pods.iter().map(|cidr| format!("-s {cidr} {mark_inside}")).collect()),
+        (chain("INSIDE-NODE"), vec![mark_inside]),
+    ]);
     let jump = |table: &str, from: &str, to: &str| {
         ((table.to_owned(), from.to_owned()), vec![format!("-j {}", chain(to))])
     };
     Ruleset {
-        chains: BTreeMap::from([("nat".to_owned(), nat), ("filter".to_owned(), filter)]),
+        chains: BTreeMap::from([
+            ("nat".to_owned(), nat),
+            ("filter".to_owned(), filter),
+            ("mangle".to_owned(), mangle),
+        ]),
         jumps: BTreeMap::from([
             jump("nat", "PREROUTING", "SERVICES"),
             jump("nat", "OUTPUT", "SERVICES"),
             jump("nat", "POSTROUTING", "POSTROUTING"),
             jump("filter", "INPUT", "IPVS-FILTER"),
             jump("filter", "FORWARD", "FORWARD"),
+            jump("mangle", "PREROUTING", "INSIDE-PODS"),
+            jump("mangle", "OUTPUT", "INSIDE-NODE"),
         ]),
     }
+}
+
+fn of_family(networks: &[IpNet], family: Family) -> Vec<IpNet> {
+    let mut found: Vec<IpNet> =
+        networks.iter().map(IpNet::trunc).filter(|network| Family::of(network.addr()) == family).collect();
+    found.sort();
+    found.dedup();
+    found
 }

@@ -6,7 +6,7 @@ use super::plans::{Plans, Uid};
 use super::problem::{Problem, Reason};
 use super::services::{Derived, Entry};
 use crate::filter::max_entries;
-use crate::state::{NodeState, Scope, VirtualServer, VirtualServerKey, Which};
+use crate::state::{NodeState, Scope, SetEntry, VirtualServer, VirtualServerKey, Which};
 
 /// What a Service has. Both lists are sorted.
 #[derive(Debug, Default)]
@@ -220,7 +220,7 @@ impl Claims {
             set.max_entries = needed;
             touched.sets.merge(Which::Only(BTreeSet::from([name.clone()])));
         }
-        touched.set_entries.entry(name).or_default().insert(value);
+        touch(touched, name, value);
     }
 
     fn remove_entry(&mut self, entry: Entry, desired: &mut NodeState, touched: &mut Scope) {
@@ -236,7 +236,15 @@ impl Claims {
         if let Some(set) = desired.sets.get_mut(&name)
             && set.entries.remove(&value)
         {
-            touched.set_entries.entry(name).or_default().insert(value);
+            touch(touched, name, value);
         }
+    }
+}
+
+fn touch(touched: &mut Scope, set: String, entry: SetEntry) {
+    match entry {
+        // Whether an entry is there does not say with which mark: such a set, a small one, is read whole.
+        SetEntry::IpPortMark(..) => touched.sets.merge(Which::Only(BTreeSet::from([set]))),
+        _ => _ = touched.set_entries.entry(set).or_default().insert(entry),
     }
 }

@@ -320,7 +320,8 @@ impl Resolver {
             }
         }
         let Options { masquerade_all, mark, mask, random_fully, .. } = self.options;
-        let config = Config { masquerade_all, mark, mask, random_fully, cluster_cidrs };
+        let pod_cidrs = spec.written.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+        let config = Config { masquerade_all, mark, mask, random_fully, cluster_cidrs, pod_cidrs };
         let families: &[Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
 
         let mut touched = Scope::default();

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nodenet_crds::{FrontendKind, NodeNetSliceSpec, PortPlan, ServicePlan};
+use nodenet_crds::{FrontendKind, NodeNetSliceSpec, PortPlan, SchedulerFlag, ServicePlan, TrafficPolicy};
+use nodenet_wire::ipvs::ServiceFlags;
 
 use super::problem::{Problem, Reason};
+use crate::filter::INSIDE_NUMBERS;
 use crate::state::Protocol;
 
 /// UID of a Service.
@@ -26,12 +28,22 @@ pub(super) struct Part {
 pub(super) struct Port {
     pub protocol: Protocol,
     pub scheduler: Option<Box<str>>,
+    /// Flags of the scheduler as the kernel has them (`IP_VS_SVC_F_SCHED*`).
+    pub scheduler_flags: u32,
+    /// Seconds that a client stays with its real server; 0 is none.
+    pub persistence: u32,
+    /// Clients that come by the ClusterIP are answered by this node's endpoints only.
+    pub internal_local: bool,
+    /// Clients from outside are answered by this node's endpoints only.
+    pub external_local: bool,
+    /// Tells apart packets of this node's own clients where `external_local` holds.
+    pub inside_number: Option<u16>,
     pub frontends: Box<[Frontend]>,
     pub endpoints: Box<[Endpoint]>,
 }
 
 /// Where a port answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Frontend {
     pub kind: FrontendKind,
     pub address: Option<IpAddr>,
@@ -45,6 +57,8 @@ pub(super) struct Endpoint {
     pub port: u16,
     /// Runs on this node.
     pub local: bool,
+    /// Serves only where there is none that does not terminate.
+    pub terminating: bool,
 }
 
 /// A plan in force: all parts of one revision.
@@ -445,12 +459,14 @@ fn compact_port(
         .iter()
         .filter_map(|e| {
             let (address, port) = checked(Some(&e.address), e.port)?;
-            Some(Endpoint { address: address?, port, local: e.node.as_deref() == Some(node) })
+            let local = e.node.as_deref() == Some(node);
+            Some(Endpoint { address: address?, port, local, terminating: e.terminating })
         })
         .collect();
     let protocol = match port.protocol {
         nodenet_crds::Protocol::TCP => Protocol::TCP,
         nodenet_crds::Protocol::UDP => Protocol::UDP,
+        nodenet_crds::Protocol::SCTP => Protocol::SCTP,
     };
     let scheduler =
         port.scheduler.as_deref().filter(|name| match super::requirements::scheduler_module(name) {
@@ -460,7 +476,29 @@ fn compact_port(
                 false
             }
         });
-    Port { protocol, scheduler: scheduler.map(Into::into), frontends, endpoints }
+    let flag = |flag: &SchedulerFlag| match flag {
+        SchedulerFlag::Fallback => ServiceFlags::SCHEDULER_1,
+        SchedulerFlag::Port => ServiceFlags::SCHEDULER_2,
+    };
+    Port {
+        protocol,
+        // Flags mean something to the scheduler that they were written for.
+        scheduler_flags: if scheduler.is_some() {
+            port.scheduler_flags.iter().map(flag).fold(0, |a, b| a | b)
+        } else {
+            0
+        },
+        scheduler: scheduler.map(Into::into),
+        internal_local: port.internal_traffic_policy == TrafficPolicy::Local,
+        external_local: port.external_traffic_policy == TrafficPolicy::Local,
+        inside_number: port
+            .inside_number
+            .and_then(|n| u16::try_from(n).ok())
+            .filter(|n| INSIDE_NUMBERS.contains(n)),
+        persistence: port.persistence_seconds.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(0),
+        frontends,
+        endpoints,
+    }
 }
 
 fn check(address: Option<&str>, port: i32) -> Result<(Option<IpAddr>, u16), Reason> {

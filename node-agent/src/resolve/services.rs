@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use nodenet_crds::FrontendKind;
 
-use super::plans::{Plan, Port};
-use crate::filter::SetName;
+use super::plans::{Endpoint, Plan, Port};
+use crate::filter::{SetName, inside_mark};
 use crate::state::{
     Family, Forwarding, Protocol, RealServer, RealServerKey, SetEntry, VirtualServer, VirtualServerKey,
 };
@@ -49,65 +49,169 @@ pub(super) fn dependence(plan: &Plan) -> Dependence {
     found
 }
 
+/// One place where a port answers on this node.
+#[derive(Clone, Copy)]
+struct Place {
+    kind: FrontendKind,
+    address: IpAddr,
+    port: u16,
+}
+
+impl Place {
+    fn is_internal(&self) -> bool {
+        self.kind == FrontendKind::ClusterIP
+    }
+}
+
 pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Derived {
     let mut derived = Derived::default();
+    let standing = Standing::of(plan);
     for port in plan.ports() {
-        let families = families(port);
-        let mut answer = |address: IpAddr, number: u16| {
-            let key = VirtualServerKey::Address(port.protocol, address, number);
-            let server = derived.servers.entry(key).or_insert_with(|| VirtualServer {
-                scheduler: port.scheduler.as_deref().unwrap_or(default_scheduler).to_owned(),
-                flags: 0,
-                persistence: 0,
-                real_servers: BTreeMap::new(),
-            });
-            server.real_servers.extend(real_servers(port, Family::of(address)));
-        };
-        let mut entries = Vec::new();
-        for frontend in &port.frontends {
-            let number = frontend.port;
-            match (frontend.kind, frontend.address) {
-                (FrontendKind::NodePort, _) => {
-                    for address in
-                        view.node_port_addresses.iter().filter(|a| families.contains(&Family::of(**a)))
-                    {
-                        answer(*address, number);
-                    }
-                    for family in &families {
-                        entries.extend(
-                            node_port(port.protocol).map(|set| (set, *family, SetEntry::Port(number))),
-                        );
-                    }
-                }
-                (FrontendKind::ClusterIP, Some(address)) => {
-                    answer(address, number);
-                    let entry = SetEntry::IpPort(address, port.protocol, number);
-                    entries.push((SetName::ClusterIp, Family::of(address), entry));
-                }
-                (FrontendKind::VirtualIP, Some(address)) if view.virtual_addresses.contains(&address) => {
-                    answer(address, number);
-                    let entry = SetEntry::IpPort(address, port.protocol, number);
-                    entries.push((SetName::LoadBalancer, Family::of(address), entry));
-                }
-                (FrontendKind::VirtualIPNodePort, Some(address))
-                    if view.virtual_addresses.contains(&address) =>
-                {
-                    answer(address, number);
-                    let family = Family::of(address);
-                    entries.extend(node_port(port.protocol).map(|set| (set, family, SetEntry::Port(number))));
-                }
-                _ => {}
+        let places = places(port, view);
+        for place in &places {
+            let key = VirtualServerKey::Address(port.protocol, place.address, place.port);
+            let local = if place.is_internal() { port.internal_local } else { port.external_local };
+            let family = Family::of(place.address);
+            answer(&mut derived, key, port, default_scheduler, standing.pool(port, family, local));
+            entries(&mut derived.entries, port, place);
+            // The node itself and its pods reach every endpoint, whatever clients from outside do.
+            if let Some(number) = port.inside_number.filter(|_| port.external_local && !place.is_internal()) {
+                let mark = inside_mark(number, port.protocol);
+                let key = VirtualServerKey::FirewallMark(family, mark);
+                answer(&mut derived, key, port, default_scheduler, standing.pool(port, family, false));
+                let entry = SetEntry::IpPortMark(place.address, port.protocol, place.port, mark);
+                derived.entries.insert((SetName::Inside, family, entry));
             }
         }
         for endpoint in port.endpoints.iter().filter(|endpoint| endpoint.local) {
             let entry = SetEntry::IpPortIp(endpoint.address, port.protocol, endpoint.port, endpoint.address);
-            entries.push((SetName::LoopBack, Family::of(endpoint.address), entry));
+            derived.entries.insert((SetName::LoopBack, Family::of(endpoint.address), entry));
         }
-        derived
-            .entries
-            .extend(entries.into_iter().filter(|(_, family, _)| *family == Family::V4 || view.ipv6));
     }
+    derived.entries.retain(|(_, family, _)| *family == Family::V4 || view.ipv6);
     derived
+}
+
+/// Where a port answers on this node.
+fn places(port: &Port, view: &View) -> Vec<Place> {
+    let families = families(port);
+    let mut places = Vec::new();
+    for frontend in &port.frontends {
+        let mut add = |address| places.push(Place { kind: frontend.kind, address, port: frontend.port });
+        match (frontend.kind, frontend.address) {
+            (FrontendKind::NodePort, _) => {
+                let addresses = view.node_port_addresses.iter().copied();
+                addresses.filter(|address| families.contains(&Family::of(*address))).for_each(add);
+            }
+            (FrontendKind::ClusterIP, Some(address)) => add(address),
+            (FrontendKind::VirtualIP | FrontendKind::VirtualIPNodePort, Some(address))
+                if view.virtual_addresses.contains(&address) =>
+            {
+                add(address);
+            }
+            _ => {}
+        }
+    }
+    places
+}
+
+fn answer<'a>(
+    derived: &mut Derived,
+    key: VirtualServerKey,
+    port: &Port,
+    default_scheduler: &str,
+    pool: impl Iterator<Item = &'a Endpoint>,
+) {
+    let server = derived.servers.entry(key).or_insert_with(|| VirtualServer {
+        scheduler: port.scheduler.as_deref().unwrap_or(default_scheduler).to_owned(),
+        flags: port.scheduler_flags,
+        persistence: port.persistence,
+        real_servers: BTreeMap::new(),
+    });
+    server.real_servers.extend(pool.map(|endpoint| {
+        let key = RealServerKey { address: endpoint.address, port: endpoint.port };
+        let server = RealServer {
+            weight: 1,
+            forwarding: Forwarding::Masquerade,
+            active_connections: 0,
+            inactive_connections: 0,
+        };
+        (key, server)
+    }));
+}
+
+/// Entries of the sets that the rules look a place up in.
+fn entries(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place) {
+    let family = Family::of(place.address);
+    let whole = SetEntry::IpPort(place.address, port.protocol, place.port);
+    let mut add = |set: SetName, entry: SetEntry| _ = entries.insert((set, family, entry));
+    match place.kind {
+        FrontendKind::ClusterIP => add(SetName::ClusterIp, whole),
+        FrontendKind::VirtualIP => {
+            add(SetName::LoadBalancer, whole);
+            if port.external_local {
+                add(SetName::LoadBalancerLocal, whole);
+            }
+        }
+        // The kernel's set of port numbers knows TCP and UDP only.
+        FrontendKind::NodePort | FrontendKind::VirtualIPNodePort => {
+            let number = SetEntry::Port(place.port);
+            let (all, local, entry) = match port.protocol {
+                Protocol::TCP => (SetName::NodePortTcp, SetName::NodePortLocalTcp, number),
+                Protocol::UDP => (SetName::NodePortUdp, SetName::NodePortLocalUdp, number),
+                Protocol::SCTP => (SetName::NodePortSctp, SetName::NodePortLocalSctp, whole),
+            };
+            add(all, entry);
+            if port.external_local {
+                add(local, entry);
+            }
+        }
+    }
+}
+
+/// Which endpoints of a port are good enough: those that terminate serve only where there is no other one. A port's
+/// endpoints may stand in several parts of a plan, so this is found for the whole plan.
+struct Standing<'a> {
+    /// Ports that have a ready endpoint, and one on this node.
+    ready: BTreeSet<(PortName<'a>, Family, bool)>,
+}
+
+type PortName<'a> = (Protocol, &'a [super::plans::Frontend]);
+
+impl<'a> Standing<'a> {
+    fn of(plan: &'a Plan) -> Self {
+        let mut ready = BTreeSet::new();
+        for port in plan.ports() {
+            for endpoint in port.endpoints.iter().filter(|endpoint| !endpoint.terminating) {
+                let family = Family::of(endpoint.address);
+                ready.insert((name(port), family, false));
+                if endpoint.local {
+                    ready.insert((name(port), family, true));
+                }
+            }
+        }
+        Self { ready }
+    }
+
+    /// The endpoints of a port that serve: of this node where `local`, otherwise of the cluster.
+    fn pool<'p>(
+        &self,
+        port: &'p Port,
+        family: Family,
+        local: bool,
+    ) -> impl Iterator<Item = &'p Endpoint> + use<'p> {
+        let ready = self.ready.contains(&(name(port), family, local));
+        port.endpoints.iter().filter(move |endpoint| {
+            Family::of(endpoint.address) == family
+                && (endpoint.local || !local)
+                && !(endpoint.terminating && ready)
+        })
+    }
+}
+
+/// Parts of one port have the same frontends.
+fn name(port: &Port) -> PortName<'_> {
+    (port.protocol, &port.frontends)
 }
 
 /// Families in which a port's node port answers: those of its ClusterIPs, else of its endpoints.
@@ -123,25 +227,4 @@ fn families(port: &Port) -> BTreeSet<Family> {
         return of_cluster_ips;
     }
     port.endpoints.iter().map(|endpoint| Family::of(endpoint.address)).collect()
-}
-
-fn real_servers(port: &Port, family: Family) -> impl Iterator<Item = (RealServerKey, RealServer)> {
-    port.endpoints.iter().filter(move |endpoint| Family::of(endpoint.address) == family).map(|endpoint| {
-        let key = RealServerKey { address: endpoint.address, port: endpoint.port };
-        let server = RealServer {
-            weight: 1,
-            forwarding: Forwarding::Masquerade,
-            active_connections: 0,
-            inactive_connections: 0,
-        };
-        (key, server)
-    })
-}
-
-fn node_port(protocol: Protocol) -> Option<SetName> {
-    match protocol {
-        Protocol::TCP => Some(SetName::NodePortTcp),
-        Protocol::UDP => Some(SetName::NodePortUdp),
-        Protocol::SCTP => None,
-    }
 }

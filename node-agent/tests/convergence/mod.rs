@@ -97,6 +97,9 @@ fn entry(kind: SetKind) -> BoxedStrategy<SetEntry> {
             (0u8..4).prop_map(|n| SetEntry::Net(format!("10.{n}.0.0/16").parse().unwrap())).boxed()
         }
         SetKind::HashIpPort => (at, protocol, port).prop_map(|(a, p, n)| SetEntry::IpPort(a, p, n)).boxed(),
+        SetKind::HashIpPortMark => (at, protocol, port, 0x2002_u32..0x2006)
+            .prop_map(|(a, p, n, m)| SetEntry::IpPortMark(a, p, n, m))
+            .boxed(),
         SetKind::HashIpPortIp => {
             (at, protocol, port).prop_map(|(a, p, n)| SetEntry::IpPortIp(a, p, n, a)).boxed()
         }
@@ -105,11 +108,15 @@ fn entry(kind: SetKind) -> BoxedStrategy<SetEntry> {
 }
 
 fn set(kind: SetKind, max_entries: u32) -> impl Strategy<Value = IpSet> {
-    btree_set(entry(kind), 0..4).prop_map(move |entries| IpSet {
-        kind,
-        family: Family::V4,
-        max_entries: if kind == SetKind::BitmapPort { 0 } else { max_entries },
-        entries,
+    btree_set(entry(kind), 0..4).prop_map(move |entries| {
+        // The kernel keeps one of those that it takes for the same.
+        let mut kept: BTreeSet<SetEntry> = BTreeSet::new();
+        for entry in entries {
+            kept.retain(|there| !there.is_same_element(&entry));
+            kept.insert(entry);
+        }
+        let max_entries = if kind == SetKind::BitmapPort { 0 } else { max_entries };
+        IpSet { kind, family: Family::V4, max_entries, entries: kept }
     })
 }
 

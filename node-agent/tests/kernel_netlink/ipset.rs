@@ -64,6 +64,16 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
             ),
             (SetKind::BitmapPort, Family::V4, SetEntry::Port(30080)),
             (SetKind::BitmapPort, Family::V6, SetEntry::Port(30081)),
+            (
+                SetKind::HashIpPortMark,
+                Family::V4,
+                SetEntry::IpPortMark(ip("10.96.0.1"), Protocol::TCP, 80, 0x2002),
+            ),
+            (
+                SetKind::HashIpPortMark,
+                Family::V6,
+                SetEntry::IpPortMark(ip("fd00::1"), Protocol::UDP, 53, 0x2005),
+            ),
         ];
         let name = |index: usize| {
             let prefix = if kinds[index].1 == Family::V4 { "NODENET-" } else { "NODENET6-" };
@@ -88,6 +98,8 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
             "add NODENET6-5 fd00::1,sctp:53",
             "add NODENET-6 10.1.0.3,tcp:80,10.1.0.3",
             "create NODENET-8 bitmap:port range 0-65535",
+            "create NODENET-10 hash:ip,port family inet hashsize 1024 maxelem 100000 skbinfo",
+            "add NODENET-10 10.96.0.1,tcp:80 skbmark 0x2002",
             "add NODENET-8 30080",
         ] {
             assert!(saved.contains(line), "{line} in\n{saved}");

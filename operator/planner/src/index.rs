@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::accept::{self, Claims, Facts};
 use crate::agents::Agents;
+use crate::complaints::Complaints;
+use crate::inside::InsideNumbers;
 use crate::node::NodeInfo;
 use crate::service::{EndpointsInfo, Named, ServiceInfo};
 use crate::slices::Slices;
@@ -25,6 +27,8 @@ pub struct Index {
     vips: BTreeMap<String, Vip>,
     agents: Agents,
     slices: Slices,
+    inside: InsideNumbers,
+    complaints: Complaints,
     /// Names of nodes, shared by the endpoints on them.
     names: BTreeSet<Arc<str>>,
 
@@ -70,6 +74,8 @@ impl Index {
             vips: BTreeMap::new(),
             agents: Agents::default(),
             slices,
+            inside: InsideNumbers::default(),
+            complaints: Complaints::default(),
             names: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             complete: BTreeSet::new(),

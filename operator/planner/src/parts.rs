@@ -1,6 +1,6 @@
 //! How large a plan is, and how one that is too large is split.
 
-use nodenet_crds::{PortPlan, ServicePlan};
+use nodenet_crds::{Endpoint, PortPlan, ServicePlan};
 
 /// Most endpoints of one port in one part and ports in one part (the schema's bounds).
 const ENDPOINTS_MAX: usize = 1000;
@@ -15,12 +15,21 @@ pub(crate) fn json_bytes(plan: &ServicePlan) -> usize {
 fn port_bytes(port: &PortPlan) -> usize {
     let frontends =
         port.frontends.iter().map(|f| 45 + f.address.as_ref().map_or(0, |a| a.len() + 13)).sum::<usize>();
-    let endpoints = port
-        .endpoints
-        .iter()
-        .map(|e| 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10))
-        .sum::<usize>();
-    80 + port.name.len() + port.scheduler.as_ref().map_or(0, |s| s.len() + 15) + frontends + endpoints
+    let endpoints = port.endpoints.iter().map(endpoint_bytes).sum::<usize>();
+    let policies = [port.internal_traffic_policy, port.external_traffic_policy];
+    let local = policies.iter().filter(|policy| !policy.is_cluster()).count() * 45;
+    let scheduling = port.scheduler_flags.len() * 12 + port.persistence_seconds.map_or(0, |_| 27);
+    80 + local
+        + scheduling
+        + port.name.len()
+        + port.scheduler.as_ref().map_or(0, |s| s.len() + 15)
+        + frontends
+        + endpoints
+}
+
+fn endpoint_bytes(endpoint: &Endpoint) -> usize {
+    let node = endpoint.node.as_ref().map_or(0, |node| node.len() + 10);
+    28 + endpoint.address.len() + node + if endpoint.terminating { 19 } else { 0 }
 }
 
 /// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.
@@ -44,7 +53,7 @@ pub(crate) fn split(ports: Vec<PortPlan>, part_bytes: usize) -> Vec<Vec<PortPlan
             while piece.endpoints.len() < ENDPOINTS_MAX && (bytes < part_bytes || piece.endpoints.is_empty())
             {
                 let Some(e) = rest.next() else { break };
-                bytes += 28 + e.address.len() + e.node.as_ref().map_or(0, |n| n.len() + 10);
+                bytes += endpoint_bytes(&e);
                 piece.endpoints.push(e);
             }
             if let Some(part) = parts.last_mut() {

@@ -108,12 +108,13 @@ impl Inner {
                 {
                     return Err((libc::ENOSPC, Some("Hash is full, cannot add more elements".into())));
                 }
+                set.entries.retain(|there| !there.is_same_element(entry));
                 set.entries.insert(*entry);
                 Ok(())
             }
             Operation::DeleteEntry(name, entry) => {
                 let Some(set) = self.sets.get_mut(name) else { return refused(libc::ENOENT) };
-                set.entries.remove(entry);
+                set.entries.retain(|there| !there.is_same_element(entry));
                 Ok(())
             }
             Operation::ReplaceRules(family, rules) => {
@@ -267,7 +268,7 @@ fn sets_of(rules: &Ruleset) -> impl Iterator<Item = &str> {
     rules.chains.values().flat_map(|chains| chains.values()).flatten().flat_map(|rule| {
         let mut words = rule.split_whitespace();
         std::iter::from_fn(move || {
-            words.by_ref().find(|word| *word == "--match-set")?;
+            words.by_ref().find(|word| matches!(*word, "--match-set" | "--map-set"))?;
             words.next()
         })
     })
@@ -279,6 +280,7 @@ fn fits(kind: SetKind, entry: &SetEntry) -> bool {
         (SetKind::HashIp, SetEntry::Ip(_))
             | (SetKind::HashNet, SetEntry::Net(_))
             | (SetKind::HashIpPort, SetEntry::IpPort(..))
+            | (SetKind::HashIpPortMark, SetEntry::IpPortMark(..))
             | (SetKind::HashIpPortIp, SetEntry::IpPortIp(..))
             | (SetKind::BitmapPort, SetEntry::Port(_))
     )

@@ -8,7 +8,7 @@ use nodenet_wire::{
     DecodeError, Family as WireFamily, IpProtocol, extack,
     ipset::{
         CreateOptions, Element, Entry, EntryBatch, ErrorCode, ListScope, PortRange, Reply, Request, SetName,
-        SetType,
+        SetType, SkbMark,
     },
     message::Flags,
 };
@@ -78,7 +78,10 @@ fn read_one(netfilter: &mut Connection, name: &str) -> Result<Option<IpSet>, Ker
         if let Some(header) = &listing.header {
             let kind = SetType::from_name(&header.type_name).and_then(state_kind);
             *found = kind.map(|kind| IpSet {
-                kind,
+                kind: match kind {
+                    SetKind::HashIpPort if header.options.marks => SetKind::HashIpPortMark,
+                    kind => kind,
+                },
                 family: match header.family {
                     Some(WireFamily::V4) => Family::V4,
                     Some(WireFamily::V6) => Family::V6,
@@ -90,7 +93,7 @@ fn read_one(netfilter: &mut Connection, name: &str) -> Result<Option<IpSet>, Ker
         }
         if let Some(set) = found {
             for entry in listing.entries() {
-                set.entries.extend(state_entry(&entry?.element));
+                set.entries.extend(state_entry(&entry?));
             }
         }
         Ok(())
@@ -111,7 +114,7 @@ fn test(
     let set = set_name("read", name)?;
     let mut batch = netfilter.batch();
     for entry in entries {
-        let request = Request::Test { set, entry: Entry::from(element(entry)) };
+        let request = Request::Test { set, entry: wire_entry(entry) };
         batch.push(request.flags(), &request);
     }
     let mut absent = BTreeSet::new();
@@ -204,7 +207,10 @@ impl Definition {
         })?;
         let options = match self.kind {
             SetKind::BitmapPort => CreateOptions::bitmap(PortRange::ALL),
-            _ => CreateOptions::hash(hash_size(self.max_entries), self.max_entries),
+            _ => CreateOptions {
+                marks: self.kind == SetKind::HashIpPortMark,
+                ..CreateOptions::hash(hash_size(self.max_entries), self.max_entries)
+            },
         };
         let revision = set_type.revision(revisions);
         let request = Request::Create { set, set_type, revision, family, options, exist: false };
@@ -282,7 +288,7 @@ pub(super) fn change(netfilter: &mut Connection, runs: &[Run<'_>]) -> Vec<(usize
         for (index, name, range) in &pending {
             let Some(run) = runs.get(*index) else { continue };
             let entries = run.entries.get(range.clone()).unwrap_or_default();
-            let entries: Vec<_> = entries.iter().map(|entry| Entry::from(element(entry))).collect();
+            let entries: Vec<_> = entries.iter().map(wire_entry).collect();
             let Some(entries) = EntryBatch::split(&entries).next() else { continue };
             let (set, exist) = (*name, true);
             let request = match run.direction {
@@ -389,7 +395,7 @@ const fn wire_type(kind: SetKind) -> SetType {
     match kind {
         SetKind::HashIp => SetType::HashIp,
         SetKind::HashNet => SetType::HashNet,
-        SetKind::HashIpPort => SetType::HashIpPort,
+        SetKind::HashIpPort | SetKind::HashIpPortMark => SetType::HashIpPort,
         SetKind::HashIpPortIp => SetType::HashIpPortIp,
         SetKind::BitmapPort => SetType::BitmapPort,
     }
@@ -410,7 +416,7 @@ const fn module(kind: SetKind) -> &'static str {
     match kind {
         SetKind::HashIp => "ip_set_hash_ip",
         SetKind::HashNet => "ip_set_hash_net",
-        SetKind::HashIpPort => "ip_set_hash_ipport",
+        SetKind::HashIpPort | SetKind::HashIpPortMark => "ip_set_hash_ipport",
         SetKind::HashIpPortIp => "ip_set_hash_ipportip",
         SetKind::BitmapPort => "ip_set_bitmap_port",
     }
@@ -428,6 +434,7 @@ fn shape(name: &str, entry: &SetEntry) -> (SetKind, Family) {
         SetEntry::Ip(address) => (SetKind::HashIp, family(address.is_ipv4())),
         SetEntry::Net(net) => (SetKind::HashNet, family(matches!(net, IpNet::V4(_)))),
         SetEntry::IpPort(address, ..) => (SetKind::HashIpPort, family(address.is_ipv4())),
+        SetEntry::IpPortMark(address, ..) => (SetKind::HashIpPortMark, family(address.is_ipv4())),
         SetEntry::IpPortIp(address, ..) => (SetKind::HashIpPortIp, family(address.is_ipv4())),
         SetEntry::Port(_) => (SetKind::BitmapPort, family_by_name(name)),
     }
@@ -438,7 +445,9 @@ fn element(entry: &SetEntry) -> Element {
     match entry {
         SetEntry::Ip(address) => Element::Ip(*address),
         SetEntry::Net(net) => Element::Net(net.network(), net.prefix_len()),
-        SetEntry::IpPort(address, protocol, port) => Element::IpPort(*address, number(protocol), *port),
+        SetEntry::IpPort(address, protocol, port) | SetEntry::IpPortMark(address, protocol, port, _) => {
+            Element::IpPort(*address, number(protocol), *port)
+        }
         SetEntry::IpPortIp(address, protocol, port, second) => {
             Element::IpPortIp(*address, number(protocol), *port, *second)
         }
@@ -446,13 +455,29 @@ fn element(entry: &SetEntry) -> Element {
     }
 }
 
+fn wire_entry(entry: &SetEntry) -> Entry {
+    let mark = match entry {
+        SetEntry::IpPortMark(_, _, _, value) => Some(SkbMark { value: *value, mask: u32::MAX }),
+        _ => None,
+    };
+    Entry { mark, ..Entry::from(element(entry)) }
+}
+
 /// `None` for entries that are never ours.
-fn state_entry(element: &Element) -> Option<SetEntry> {
-    Some(match element {
+fn state_entry(entry: &Entry) -> Option<SetEntry> {
+    Some(match &entry.element {
         Element::Ip(address) => SetEntry::Ip(*address),
         Element::Net(address, prefix) => SetEntry::Net(IpNet::new(*address, *prefix).ok()?.trunc()),
         Element::IpPort(address, protocol, port) => {
-            SetEntry::IpPort(*address, Protocol::from_number(protocol.0)?, *port)
+            let protocol = Protocol::from_number(protocol.0)?;
+            match entry.mark {
+                None => SetEntry::IpPort(*address, protocol, *port),
+                Some(SkbMark { value, mask: u32::MAX }) => {
+                    SetEntry::IpPortMark(*address, protocol, *port, value)
+                }
+                // Ours replace the whole mark: another one is not what was asked for, whatever its value.
+                Some(_) => SetEntry::IpPortMark(*address, protocol, *port, 0),
+            }
         }
         Element::IpPortIp(address, protocol, port, second) => {
             SetEntry::IpPortIp(*address, Protocol::from_number(protocol.0)?, *port, *second)

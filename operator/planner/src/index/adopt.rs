@@ -10,6 +10,7 @@ use nodenet_crds::{AssignedState, conditions};
 use super::Index;
 use crate::accept::{self, InForce};
 use crate::bindings;
+use crate::inside::InsideNumbers;
 use crate::service::Named;
 use crate::vip::Holder;
 use crate::vip_status::whole_seconds;
@@ -26,6 +27,7 @@ impl Index {
         if !self.slices_adopted && self.has(&[Kind::NodeNetSlice, Kind::Service]) {
             let services = &self.facts.services;
             self.slices.adopt(|s| services.get(s).map(|i| Arc::clone(&i.uid)));
+            self.inside = InsideNumbers::adopt(self.slices.published());
             self.slices_adopted = true;
             adopted = true;
         }

@@ -12,6 +12,7 @@ use super::{Index, service_key};
 use crate::accept::{self, Claim, Refusal};
 use crate::agents::Life;
 use crate::bindings::Frontends;
+use crate::complaints::Complaint;
 use crate::node::{InFlight, plan_node};
 use crate::output::{Event, EventType};
 use crate::placement::{Decision, decide};
@@ -85,6 +86,7 @@ impl Index {
                     self.note_publication(&service, &new);
                 }
             }
+            out.extend(self.complaints.take_events().into_iter().map(Output::Event));
             if self.slices.is_dirty() {
                 out.extend(self.slices.flush());
             }
@@ -114,6 +116,8 @@ impl Index {
         }
         let Some(info) = self.facts.services.get(service) else {
             let uid: Arc<str> = "-".into();
+            self.inside.assign(service, &mut []);
+            self.complaints.set(service, None, Vec::new());
             self.slices.set(service, &uid, None);
             return BTreeSet::new();
         };
@@ -127,7 +131,9 @@ impl Index {
         let of = self.endpoints_of.get(service).into_iter().flatten();
         let endpoints = of.filter_map(|n| self.endpoints.get(n));
         let scheduler = self.facts.settings.scheduler.as_deref();
-        let ports = plan_service(info, endpoints, &bound, scheduler);
+        let mut ports = plan_service(info, endpoints, &bound, scheduler);
+        let too_few = self.inside.assign(service, ports.as_deref_mut().unwrap_or_default());
+        self.complaints.set(service, Some(&info.uid), complaints(info, too_few));
         let before = on_virtual_ips(self.slices.plan_of(service));
         let uid = Arc::clone(&info.uid);
         if !self.slices.set(service, &uid, ports) {
@@ -480,6 +486,19 @@ impl Index {
         }
         Some(Output::VirtualIPStatus { name: name.to_owned(), uid, status })
     }
+}
+
+fn complaints(service: &ServiceInfo, too_few_numbers: bool) -> Vec<Complaint> {
+    let annotations = service.unusable().iter();
+    let mut all: Vec<Complaint> = annotations
+        .map(|unusable| Complaint { reason: "AnnotationIgnored", note: unusable.to_string() })
+        .collect();
+    if too_few_numbers {
+        let note = "externalTrafficPolicy Local: more than 4095 ports have it; nodes and their pods reach the \
+                    endpoints of their own node only by this one's node port and external addresses";
+        all.push(Complaint { reason: "TooManyLocalPorts", note: note.to_owned() });
+    }
+    all
 }
 
 fn event(

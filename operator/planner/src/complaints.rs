@@ -1,0 +1,49 @@
+//! What is wrong with Services: told once, as Events of theirs. A Service has no status of ours to say it in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::output::{Event, EventType};
+use crate::service::Named;
+use crate::{Kind, ObjectRef};
+
+/// One thing that is wrong with a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Complaint {
+    /// CamelCase word.
+    pub(crate) reason: &'static str,
+    /// What is wrong and what helps, at most 1024 characters.
+    pub(crate) note: String,
+}
+
+/// What was told of which Service, and what is to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints {
+    told: BTreeMap<Named, Vec<Complaint>>,
+    events: Vec<Event>,
+}
+
+impl Complaints {
+    /// All that is wrong with a Service now. What was not wrong before becomes an Event.
+    pub(crate) fn set(&mut self, service: &Named, uid: Option<&Arc<str>>, now: Vec<Complaint>) {
+        let before = self.told.remove(service).unwrap_or_default();
+        for complaint in now.iter().filter(|complaint| !before.contains(complaint)) {
+            self.events.push(Event {
+                regarding: ObjectRef::namespaced(Kind::Service, &*service.namespace, &*service.name),
+                uid: uid.map(ToString::to_string),
+                type_: EventType::Warning,
+                reason: complaint.reason,
+                action: "Plan",
+                note: complaint.note.clone(),
+            });
+        }
+        if !now.is_empty() {
+            self.told.insert(service.clone(), now);
+        }
+    }
+
+    /// The Events that are due.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+}

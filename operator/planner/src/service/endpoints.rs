@@ -1,0 +1,129 @@
+//! EndpointSlices, and which endpoints of a port serve.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nodenet_crds::{Endpoint, LABEL_SERVICE_NAME, Protocol, TrafficPolicy};
+
+use super::{Named, ServiceInfo, ServicePort, port_number, protocol};
+
+/// How good an endpoint is. Worse ones serve only where there is no better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// Takes new connections.
+    Ready,
+    /// Terminates, but still serves.
+    ServingTerminating,
+    /// Takes none.
+    Out,
+}
+
+/// One endpoint of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct EndpointInfo {
+    address: IpAddr,
+    node: Option<Arc<str>>,
+    standing: Standing,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointsInfo {
+    pub(crate) service: Named,
+    ports: Vec<(Box<str>, Protocol, u16)>,
+    endpoints: Vec<EndpointInfo>,
+}
+
+impl EndpointsInfo {
+    /// `None` for a slice that belongs to no Service or holds no IP addresses.
+    pub(crate) fn new(slice: &EndpointSlice, intern: &mut impl FnMut(&str) -> Arc<str>) -> Option<Self> {
+        let service = slice.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME)?;
+        let v6 = match slice.address_type.as_str() {
+            "IPv4" => false,
+            "IPv6" => true,
+            _ => return None,
+        };
+        let namespace = slice.metadata.namespace.as_deref().unwrap_or("default");
+        let ports = slice.ports.as_deref().unwrap_or_default().iter().filter_map(|p| {
+            let name = p.name.as_deref().unwrap_or_default().into();
+            Some((name, protocol(p.protocol.as_deref())?, port_number(p.port?)?))
+        });
+        let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+        for e in &slice.endpoints {
+            // Further addresses of an endpoint have no defined meaning (EndpointSlice v1).
+            let Some(address) = e.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else { continue };
+            if address.is_ipv6() != v6 || address.is_unspecified() {
+                continue;
+            }
+            let c = e.conditions.as_ref();
+            let ready = c.and_then(|c| c.ready).unwrap_or(true);
+            let serving = c.and_then(|c| c.serving).unwrap_or(ready);
+            let terminating = c.and_then(|c| c.terminating).unwrap_or(false);
+            let standing = if ready {
+                Standing::Ready
+            } else if serving && terminating {
+                Standing::ServingTerminating
+            } else {
+                Standing::Out
+            };
+            endpoints.push(EndpointInfo {
+                address,
+                node: e.node_name.as_deref().map(&mut *intern),
+                standing,
+            });
+        }
+        Some(Self { service: Named::new(namespace, service), ports: ports.collect(), endpoints })
+    }
+
+    /// Number of endpoints.
+    pub(crate) fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+}
+
+/// Who serves a port. Of the endpoints of a port the ready ones serve; where there is none, those that terminate but
+/// still serve. Where a traffic policy is `Local` these are named too, because single nodes may have no other.
+pub(super) fn endpoints_of<'a>(
+    service: &ServiceInfo,
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a EndpointsInfo>,
+) -> Vec<Endpoint> {
+    /// How good the endpoint is, and on which node.
+    type Word<'a> = (Standing, Option<&'a Arc<str>>);
+    let mut found: BTreeMap<(IpAddr, u16), Word<'_>> = BTreeMap::new();
+    for slice in slices {
+        for (name, protocol, number) in &slice.ports {
+            if *name != port.name || *protocol != port.protocol {
+                continue;
+            }
+            for e in &slice.endpoints {
+                let standing = if service.publish_not_ready { Standing::Ready } else { e.standing };
+                // A pod may stand in two slices while its controller moves it: the better word counts.
+                let best = found.entry((e.address, *number)).or_insert((standing, e.node.as_ref()));
+                if standing < best.0 || (standing == best.0 && best.1.is_none()) {
+                    *best = (standing, e.node.as_ref());
+                }
+            }
+        }
+    }
+    // Where a node answers by its own endpoints, each node finds for itself whether it has a ready one.
+    let local = TrafficPolicy::Local;
+    let each_node = service.internal_traffic_policy == local || service.external_traffic_policy == local;
+    let ready = found.values().any(|(standing, _)| *standing == Standing::Ready);
+    let serves = |standing: Standing| match standing {
+        Standing::Ready => true,
+        Standing::ServingTerminating => each_node || !ready,
+        Standing::Out => false,
+    };
+    let chosen = found.iter().filter(|(_, (standing, _))| serves(*standing));
+    chosen
+        .map(|((address, port), (standing, node))| Endpoint {
+            address: address.to_string(),
+            port: (*port).into(),
+            node: node.map(|n| n.to_string()),
+            terminating: each_node && *standing == Standing::ServingTerminating,
+        })
+        .collect()
+}

@@ -1,0 +1,152 @@
+//! Services and their endpoints in the small form that the index keeps, and the plan of one Service.
+
+mod endpoints;
+mod plan;
+mod scheduling;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Service;
+use nodenet_crds::{LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy};
+
+pub(crate) use self::endpoints::EndpointsInfo;
+pub(crate) use self::plan::{BoundFrontend, plan_service};
+use self::scheduling::Scheduling;
+pub(crate) use self::scheduling::Unusable;
+
+/// Namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Named {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+}
+
+impl Named {
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Why nodenet programs nothing for a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeftAlone {
+    /// `clusterIP: None` or the label.
+    Headless,
+    /// Type `ExternalName`.
+    ExternalName,
+    /// The label gives it to another proxy.
+    OtherProxy,
+}
+
+impl LeftAlone {
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Headless => "headless",
+            Self::ExternalName => "of type ExternalName",
+            Self::OtherProxy => {
+                "given to another proxy by its label service.kubernetes.io/service-proxy-name"
+            }
+        }
+    }
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceInfo {
+    pub(crate) uid: Arc<str>,
+    pub(crate) left_alone: Option<LeftAlone>,
+    cluster_ips: Vec<IpAddr>,
+    publish_not_ready: bool,
+    scheduling: Scheduling,
+    internal_traffic_policy: TrafficPolicy,
+    external_traffic_policy: TrafficPolicy,
+    pub(crate) ports: Vec<ServicePort>,
+}
+
+/// A port of a Service, of a protocol that is planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) name: Box<str>,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<u16>,
+}
+
+fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name {
+        None | Some("TCP" | "") => Some(Protocol::TCP),
+        Some("UDP") => Some(Protocol::UDP),
+        Some("SCTP") => Some(Protocol::SCTP),
+        Some(_) => None,
+    }
+}
+
+fn traffic_policy(name: Option<&str>) -> TrafficPolicy {
+    match name {
+        Some("Local") => TrafficPolicy::Local,
+        _ => TrafficPolicy::Cluster,
+    }
+}
+
+/// A port number that a server can have.
+fn port_number(value: i32) -> Option<u16> {
+    u16::try_from(value).ok().filter(|p| *p != 0)
+}
+
+impl ServiceInfo {
+    pub(crate) fn new(service: &Service) -> Self {
+        let spec = service.spec.as_ref();
+        let label = |name: &str| service.metadata.labels.as_ref().is_some_and(|l| l.contains_key(name));
+        let addresses = || {
+            let list = spec.and_then(|s| s.cluster_ips.as_deref()).unwrap_or_default();
+            let single = spec.and_then(|s| s.cluster_ip.as_ref()).into_iter();
+            list.iter().chain(single.filter(|_| list.is_empty()))
+        };
+        let left_alone = if spec.is_some_and(|s| s.type_.as_deref() == Some("ExternalName")) {
+            Some(LeftAlone::ExternalName)
+        } else if label(LABEL_SERVICE_PROXY_NAME) {
+            Some(LeftAlone::OtherProxy)
+        } else if label(LABEL_HEADLESS) || addresses().any(|a| a == "None") {
+            Some(LeftAlone::Headless)
+        } else {
+            None
+        };
+        let mut cluster_ips: Vec<IpAddr> = addresses().filter_map(|a| a.parse().ok()).collect();
+        cluster_ips.sort_unstable();
+        cluster_ips.dedup();
+        let ports = spec.and_then(|s| s.ports.as_deref()).unwrap_or_default();
+        let ports = ports.iter().filter_map(|p| {
+            Some(ServicePort {
+                name: p.name.as_deref().unwrap_or_default().into(),
+                protocol: protocol(p.protocol.as_deref())?,
+                port: port_number(p.port)?,
+                node_port: p.node_port.and_then(port_number),
+            })
+        });
+        Self {
+            uid: service.metadata.uid.as_deref().unwrap_or("-").into(),
+            left_alone,
+            cluster_ips,
+            publish_not_ready: spec.is_some_and(|s| s.publish_not_ready_addresses == Some(true)),
+            scheduling: Scheduling::new(service),
+            internal_traffic_policy: traffic_policy(spec.and_then(|s| s.internal_traffic_policy.as_deref())),
+            external_traffic_policy: traffic_policy(spec.and_then(|s| s.external_traffic_policy.as_deref())),
+            ports: ports.collect(),
+        }
+    }
+
+    /// What of the Service's annotations makes no sense; it is left out.
+    pub(crate) fn unusable(&self) -> &[Unusable] {
+        &self.scheduling.unusable
+    }
+}
+
+#[cfg(test)]
+mod tests;

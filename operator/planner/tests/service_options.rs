@@ -1,0 +1,71 @@
+//! What a Service asks for beyond ports and endpoints, across its life and the operator's.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod simulation;
+
+use nodenet_crds::{ANNOTATION_SCHEDULER, PortPlan, TrafficPolicy};
+use nodenet_planner::{Kind, ObjectRef, Output, Settings};
+use simulation::{Cluster, endpoints, s, service};
+
+fn cluster() -> Cluster {
+    let mut c = Cluster::new(Settings::default());
+    c.add_node("n1", "192.168.0.11");
+    c
+}
+
+fn put(c: &mut Cluster, name: &str, ip: &str, policy: Option<&str>) {
+    let mut object = service("default", name, ip, Some(30_080));
+    object.spec.as_mut().unwrap().external_traffic_policy = policy.map(str::to_owned);
+    c.put(object);
+    c.put(endpoints("default", name, &format!("{name}-a"), &["10.244.1.5".to_owned()]));
+}
+
+fn port(c: &Cluster, name: &str) -> PortPlan {
+    let slices = c.slices();
+    let mut plans = slices.iter().flat_map(|slice| &slice.spec.services);
+    plans.find(|plan| plan.name == name).unwrap().ports[0].clone()
+}
+
+#[test]
+fn the_number_of_a_local_port_outlives_the_operator() {
+    let mut c = cluster();
+    put(&mut c, "other", "10.96.0.9", Some("Local"));
+    put(&mut c, "web", "10.96.0.1", Some("Local"));
+    c.run(s(5));
+    let before = port(&c, "web");
+    assert_eq!(before.external_traffic_policy, TrafficPolicy::Local);
+    assert!(before.inside_number.is_some() && before.inside_number != port(&c, "other").inside_number);
+
+    c.delete(&ObjectRef::namespaced(Kind::Service, "default", "other"));
+    c.run(s(5));
+    c.take_writes();
+    c.restart_operator();
+    c.run(s(5));
+    assert_eq!(c.take_writes(), Vec::<Output>::new(), "a restart writes nothing");
+    put(&mut c, "third", "10.96.0.3", Some("Local"));
+    c.run(s(5));
+    assert_eq!(port(&c, "web"), before);
+    assert!(port(&c, "third").inside_number > before.inside_number);
+
+    put(&mut c, "web", "10.96.0.1", None);
+    c.run(s(5));
+    assert_eq!(port(&c, "web").inside_number, None);
+}
+
+#[test]
+fn an_annotation_that_makes_no_sense_is_told_once_and_changes_nothing() {
+    let mut c = cluster();
+    put(&mut c, "web", "10.96.0.1", None);
+    c.run(s(5));
+    let before = port(&c, "web");
+    let mut object = service("default", "web", "10.96.0.1", Some(30_080));
+    let annotations = [(ANNOTATION_SCHEDULER.to_owned(), "fastest".to_owned())];
+    object.metadata.annotations = Some(annotations.into());
+    c.put(object);
+    c.run(s(60));
+    let told: Vec<_> = c.events.iter().filter(|event| event.reason == "AnnotationIgnored").collect();
+    assert_eq!(told.len(), 1, "{:?}", c.events);
+    assert_eq!(told[0].regarding, ObjectRef::namespaced(Kind::Service, "default", "web"));
+    assert!(told[0].note.contains("fastest") && told[0].note.contains("wlc"), "{}", told[0].note);
+    assert_eq!(port(&c, "web"), before);
+}
