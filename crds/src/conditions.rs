@@ -81,6 +81,8 @@ pub mod reason {
     pub const INTERFACE_MISSING: &str = "InterfaceMissing";
     /// Another host answers for an address.
     pub const ADDRESS_TAKEN: &str = "AddressTaken";
+    /// The agent does not hear of changes in the kernel, or of other owners of addresses, and tries again.
+    pub const LISTENER_FAILING: &str = "ListenerFailing";
     /// Another hand changed what is ours; it was put back.
     pub const DRIFT_REPAIRED: &str = "DriftRepaired";
 }

@@ -130,7 +130,9 @@ fn give(resolver: &mut Resolver, input: &Input) -> Scope {
         Input::Slice(name, slice) => resolver.put_slice(name, slice),
         Input::Remove(name) => resolver.remove_slice(name),
         Input::Addresses(list) => resolver.put_observed(&observed(list)),
-        Input::Withhold(all) => resolver.set_withheld(if *all { Which::All } else { Which::default() }),
+        Input::Withhold(all) => {
+            resolver.set_withheld(if *all { Which::All } else { Which::default() }, Default::default())
+        }
     }
 }
 

@@ -1,36 +1,45 @@
 //! Whether the node may hold what it was told to hold. Pure: time and all else come in as arguments.
 //!
-//! The operator's word is enough to take an address: it gives it only after the fence of the last holder ran out. This
-//! is about the cases where its word may be stale:
-//! * the word comes from the copy on disk: addresses that are in the kernel are kept, others are taken only when no API
-//!   server answers for a while and a probe finds no other owner;
+//! The operator gives an address only after the fence of the last holder ran out. Before this node takes one all the
+//! same, it asks the link whether somebody has it (a typo may name the gateway), and it takes none that is answered for.
+//! What the node has already, by its kernel or its journal, it keeps without a question. Beyond that the operator's word
+//! may be stale:
+//! * it comes from the copy on disk: addresses that are in the kernel are kept, others are taken only when no API
+//!   server answers for a while and nobody else does;
 //! * another host answers for an address while the API server is out of reach: the operator has moved it, so it goes at
-//!   once; it comes back when the operator says so again and a probe is silent;
-//! * the link was down: the operator may have moved the address meanwhile, so a probe comes first.
+//!   once; it comes back when the operator says so again and the link is silent. One that is only about to take it gets
+//!   a moment to do so;
+//! * the link was down: the operator may have moved the address meanwhile, so a question comes first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::resolve::Origin;
-use crate::state::AddressKey;
+use crate::state::{AddressKey, Which};
 
 /// Times of this module.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// How long the API server has to confirm the copy on disk before it is put into force.
     pub grace: Duration,
-    /// How long a probe waits for an answer.
+    /// How long a question waits for an answer. A planned move takes that much longer.
     pub probe: Duration,
+    /// First wait after an answer before the link is asked again; doubles up to [`Self::settled`].
+    pub again: Duration,
     /// How long the API server must be in reach before its silence counts as "still yours".
     pub settled: Duration,
+    /// How long another host that is about to take an address has time to do so.
+    pub cede: Duration,
 }
 
 impl Default for Times {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(5),
-            probe: Duration::from_millis(500),
+            probe: Duration::from_millis(300),
+            again: Duration::from_secs(1),
             settled: Duration::from_secs(10),
+            cede: Duration::from_secs(3),
         }
     }
 }
@@ -48,21 +57,40 @@ pub struct Assigned {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Why {
+    /// Nobody was asked yet.
+    Unasked,
     Unconfirmed,
-    LinkDown { interface: String },
-    Taken { key: AddressKey, mac: String },
+    LinkDown {
+        interface: String,
+    },
+    Taken {
+        key: AddressKey,
+        mac: String,
+    },
+    /// Another host is about to take it.
+    Ceded {
+        key: AddressKey,
+        mac: String,
+    },
 }
 
 #[derive(Debug)]
 struct Suspended {
     why: Why,
+    /// Those that are not held.
     keys: Vec<AddressKey>,
+    /// These are all the virtual IP's addresses; otherwise it holds others.
+    whole: bool,
     /// Generation whose word is doubted.
     generation: Option<i64>,
-    /// When to probe next, if time alone decides.
+    /// When to ask next, if time alone decides.
     probe_at: Option<Instant>,
-    /// A running probe: whose answers are missing, and until when they may come.
+    /// A running question: whose answers are missing, and until when they may come.
     probing: Option<(BTreeSet<AddressKey>, Instant)>,
+    /// How often in a row somebody answered.
+    answered: u32,
+    /// Not worth a word yet.
+    quiet: bool,
 }
 
 /// Which of the assigned virtual IPs are not held for the time being, and why.
@@ -72,15 +100,25 @@ pub struct Holding {
     suspended: BTreeMap<String, Suspended>,
     assigned: Vec<Assigned>,
     generation: Option<i64>,
+    origin: Origin,
+    /// Addresses that the node has, or that nobody answered for.
+    cleared: BTreeSet<AddressKey>,
 }
 
 impl Holding {
     /// Nothing is assigned.
     pub fn new(times: Times) -> Self {
-        Self { times, suspended: BTreeMap::new(), assigned: Vec::new(), generation: None }
+        Self {
+            times,
+            suspended: BTreeMap::new(),
+            assigned: Vec::new(),
+            generation: None,
+            origin: Origin::Disk,
+            cleared: BTreeSet::new(),
+        }
     }
 
-    /// The node's state says this. `present` says whether an address is in the kernel already.
+    /// The node's state says this. `present` says whether an address is this node's already.
     pub fn assign(
         &mut self,
         assigned: Vec<Assigned>,
@@ -97,60 +135,67 @@ impl Holding {
             (Some(_), _) => true,
         });
         for a in assigned.iter().filter(|a| a.active) {
-            match self.suspended.get_mut(&a.name) {
-                Some(s) => {
-                    s.keys.clone_from(&a.keys);
-                    let again = origin == Origin::Api && s.generation != generation;
-                    if again && matches!(s.why, Why::Taken { .. }) {
-                        s.generation = generation;
-                        s.probe_at = Some(now);
-                    }
-                }
-                None if origin == Origin::Disk && (a.keys.is_empty() || !a.keys.iter().all(&present)) => {
-                    let s = Suspended {
-                        why: Why::Unconfirmed,
-                        keys: a.keys.clone(),
-                        generation,
-                        probe_at: Some(now + self.times.grace),
-                        probing: None,
-                    };
-                    self.suspended.insert(a.name.clone(), s);
-                }
-                None => {}
+            let again = |s: &&mut Suspended| {
+                origin == Origin::Api && s.generation != generation && matches!(s.why, Why::Taken { .. })
+            };
+            if let Some(s) = self.suspended.get_mut(&a.name).filter(again) {
+                (s.generation, s.probe_at) = (generation, Some(now));
             }
         }
-        self.assigned = assigned;
-        self.generation = generation;
-    }
-
-    /// The addresses have run out, because this process did not run in time to renew them: the operator may have given
-    /// them to another node since. Each is taken again only after a probe. Returns what must go.
-    pub fn lapsed(&mut self, now: Instant) -> Vec<String> {
-        let mut going = Vec::new();
-        for a in self.assigned.iter().filter(|a| a.active && !self.suspended.contains_key(&a.name)) {
-            going.push(a.name.clone());
-        }
-        for a in self.assigned.iter().filter(|a| going.contains(&a.name)) {
-            let s = Suspended {
-                why: Why::Unconfirmed,
-                keys: a.keys.clone(),
-                generation: self.generation,
-                probe_at: Some(now),
-                probing: None,
-            };
-            self.suspended.insert(a.name.clone(), s);
-        }
-        going
+        let keys = || assigned.iter().filter(|a| a.active).flat_map(|a| &a.keys);
+        let known = std::mem::take(&mut self.cleared);
+        self.cleared = keys().filter(|key| known.contains(*key) || present(key)).cloned().collect();
+        (self.generation, self.origin) = (generation, origin);
+        self.resolved(assigned, now);
     }
 
     /// The addresses' interfaces may have changed: nothing else about the assignment did.
-    pub fn resolved(&mut self, assigned: Vec<Assigned>) {
-        for a in &assigned {
-            if let Some(s) = self.suspended.get_mut(&a.name) {
-                s.keys.clone_from(&a.keys);
+    pub fn resolved(&mut self, assigned: Vec<Assigned>, now: Instant) {
+        for a in assigned.iter().filter(|a| a.active) {
+            let fresh: Vec<AddressKey> =
+                a.keys.iter().filter(|key| !self.cleared.contains(*key)).cloned().collect();
+            match self.suspended.get_mut(&a.name) {
+                Some(s) if s.whole && s.keys == a.keys => {}
+                Some(s) if s.whole => {
+                    s.keys.clone_from(&a.keys);
+                    if s.probing.take().is_some() {
+                        s.probe_at = Some(now);
+                    }
+                }
+                Some(_) if fresh.is_empty() => {
+                    self.suspended.remove(&a.name);
+                }
+                Some(s) if s.keys == fresh => {}
+                Some(s) => {
+                    // Addresses were added to the virtual IP, or taken from it.
+                    (s.keys, s.probing, s.probe_at) = (fresh, None, Some(now));
+                }
+                None if fresh.is_empty() => {}
+                None => {
+                    let (why, at) = match self.origin {
+                        Origin::Api => (Why::Unasked, now),
+                        Origin::Disk => (Why::Unconfirmed, now + self.times.grace),
+                    };
+                    let whole = fresh.len() == a.keys.len();
+                    let s = suspend(&mut self.suspended, a, why, self.generation, Some(at));
+                    (s.keys, s.whole, s.quiet) = (fresh, whole, self.origin == Origin::Api);
+                }
             }
         }
         self.assigned = assigned;
+    }
+
+    /// The addresses have run out, because this process did not run in time to renew them: the operator may have given
+    /// them to another node since. Each is taken again only after a question. Returns what must go.
+    pub fn lapsed(&mut self, now: Instant) -> Vec<String> {
+        let mut going = Vec::new();
+        for a in self.assigned.iter().filter(|a| a.active) {
+            if self.suspended.get(&a.name).is_none_or(|s| !s.whole) {
+                going.push(a.name.clone());
+                suspend(&mut self.suspended, a, Why::Unconfirmed, self.generation, Some(now));
+            }
+        }
+        going
     }
 
     /// These interfaces are down or without carrier; the others work. Returns what must go because of that.
@@ -158,22 +203,21 @@ impl Holding {
         let mut going = Vec::new();
         for a in self.assigned.iter().filter(|a| a.active) {
             let on = a.keys.iter().map(|k| &k.interface).find(|i| down.contains(*i));
-            match (on, self.suspended.get_mut(&a.name)) {
+            match (on, self.suspended.get_mut(&a.name).filter(|s| s.whole)) {
                 (Some(interface), None) => {
-                    let s = Suspended {
-                        why: Why::LinkDown { interface: interface.clone() },
-                        keys: a.keys.clone(),
-                        generation: self.generation,
-                        probe_at: None,
-                        probing: None,
-                    };
-                    self.suspended.insert(a.name.clone(), s);
+                    let why = Why::LinkDown { interface: interface.clone() };
+                    suspend(&mut self.suspended, a, why, self.generation, None);
                     going.push(a.name.clone());
                 }
-                (Some(_), Some(s)) => {
+                (Some(interface), Some(s)) => {
+                    // No question gets out.
                     s.probing = None;
-                    if matches!(s.why, Why::LinkDown { .. }) {
-                        s.probe_at = None;
+                    match s.why {
+                        Why::Unasked | Why::LinkDown { .. } => {
+                            s.why = Why::LinkDown { interface: interface.clone() };
+                            (s.probe_at, s.quiet) = (None, false);
+                        }
+                        _ => s.probe_at = s.probe_at.or(Some(now + self.times.probe)),
                     }
                 }
                 (None, Some(s))
@@ -192,25 +236,37 @@ impl Holding {
     /// Another host answers for `key`. Whether the address must go: yes without `contact` to the API server, because
     /// then the operator may have given it away; with contact its word counts.
     pub fn heard(&mut self, key: &AddressKey, mac: &str, contact: bool) -> Option<String> {
+        let why = Why::Taken { key: key.clone(), mac: mac.to_owned() };
+        self.yield_to(key, why, contact, None)
+    }
+
+    /// Another host will take `key` when nobody answers. Whether the address must go: without `contact`, because the
+    /// operator may have given it away. It is asked for again after a moment, in which the other one has taken it, or has
+    /// not.
+    pub fn asked(&mut self, key: &AddressKey, mac: &str, contact: bool, now: Instant) -> Option<String> {
+        let why = Why::Ceded { key: key.clone(), mac: mac.to_owned() };
+        self.yield_to(key, why, contact, Some(now + self.times.cede))
+    }
+
+    fn yield_to(
+        &mut self,
+        key: &AddressKey,
+        why: Why,
+        contact: bool,
+        probe_at: Option<Instant>,
+    ) -> Option<String> {
         if contact {
             return None;
         }
         let holder = self.assigned.iter().find(|a| a.active && a.keys.contains(key))?;
-        if self.suspended.contains_key(&holder.name) {
+        if self.suspended.get(&holder.name).is_some_and(|s| s.whole) {
             return None;
         }
-        let s = Suspended {
-            why: Why::Taken { key: key.clone(), mac: mac.to_owned() },
-            keys: holder.keys.clone(),
-            generation: self.generation,
-            probe_at: None,
-            probing: None,
-        };
-        self.suspended.insert(holder.name.clone(), s);
+        suspend(&mut self.suspended, holder, why, self.generation, probe_at);
         Some(holder.name.clone())
     }
 
-    /// What is to be probed now. `contact` is since when the API server is in reach without a break.
+    /// What is to be asked now. `contact` is since when the API server is in reach without a break.
     pub fn probes(&mut self, contact: Option<Instant>, now: Instant) -> Vec<AddressKey> {
         let mut out = Vec::new();
         for s in self.suspended.values_mut() {
@@ -239,9 +295,10 @@ impl Holding {
         out
     }
 
-    /// A probe of `key` ended: with the link-layer address of another owner, or in silence.
+    /// A question about `key` ended: with the link-layer address of another owner, or in silence.
     pub fn answer(&mut self, key: &AddressKey, owner: Option<String>, now: Instant) {
-        let settled = self.times.settled;
+        let Times { again, settled, .. } = self.times;
+        let cleared = &mut self.cleared;
         self.suspended.retain(|_, s| {
             let Some((open, _)) = &mut s.probing else { return true };
             if !open.remove(key) {
@@ -250,10 +307,18 @@ impl Holding {
             if let Some(mac) = owner.clone() {
                 s.why = Why::Taken { key: key.clone(), mac };
                 s.probing = None;
-                s.probe_at = Some(now + settled);
+                let wait = again.saturating_mul(1 << s.answered.min(16)).min(settled);
+                s.probe_at = Some(now + wait);
+                // The last holder may have heard only by this question that it is one no more.
+                s.quiet &= s.answered == 0;
+                s.answered += 1;
                 return true;
             }
-            !open.is_empty()
+            if open.is_empty() {
+                cleared.extend(s.keys.iter().cloned());
+                return false;
+            }
+            true
         });
     }
 
@@ -268,29 +333,60 @@ impl Holding {
         self.suspended.values().filter_map(of).min()
     }
 
-    /// Names of the virtual IPs that are not to be held.
-    pub fn yielded(&self) -> BTreeSet<String> {
-        self.suspended.keys().cloned().collect()
+    /// Names of the virtual IPs of which nothing is to be held.
+    pub fn yielded(&self) -> Which<String> {
+        let whole = self.suspended.iter().filter(|(_, s)| s.whole);
+        Which::Only(whole.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Reason and words about a virtual IP that is not held.
+    /// Addresses that are not to be held although others of their virtual IP are.
+    pub fn withheld(&self) -> BTreeSet<AddressKey> {
+        self.suspended.values().filter(|s| !s.whole).flat_map(|s| s.keys.iter().cloned()).collect()
+    }
+
+    /// Reason and words about a virtual IP of which something is not held. None while the link is asked for the first
+    /// time, and while a last holder that has not heard that it is one no more has a moment to yield.
     pub fn words(&self, name: &str) -> Option<(&'static str, String)> {
         use nodenet_crds::conditions::reason;
-        let s = self.suspended.get(name)?;
+        let s = self.suspended.get(name).filter(|s| !s.quiet)?;
         Some(match &s.why {
-            Why::Unconfirmed => (
+            Why::Unasked | Why::Unconfirmed => (
                 reason::API_SERVER_UNREACHABLE,
-                "nothing has confirmed yet that this node still holds the virtual IP (an API server, or a probe)".to_owned(),
+                "nothing has confirmed yet that this node still holds the virtual IP (an API server, or the link)".to_owned(),
             ),
             Why::LinkDown { interface } => {
                 (reason::INTERFACE_MISSING, format!("interface {interface} is down or has no carrier"))
             }
             Why::Taken { key, mac } => (
                 reason::ADDRESS_TAKEN,
-                format!("another host ({mac}) answers for {} on {}", key.address, key.interface),
+                format!(
+                    "another host ({mac}) answers for {} on {}, so it is not taken here: take the address off that \
+                     host, or use another",
+                    key.address, key.interface
+                ),
+            ),
+            Why::Ceded { key, mac } => (
+                reason::API_SERVER_UNREACHABLE,
+                format!(
+                    "no API server is in reach, and another host ({mac}) asks for {} on {} in order to take it",
+                    key.address, key.interface
+                ),
             ),
         })
     }
+}
+
+/// Holds nothing of a virtual IP from now on.
+fn suspend<'a>(
+    suspended: &'a mut BTreeMap<String, Suspended>,
+    of: &Assigned,
+    why: Why,
+    generation: Option<i64>,
+    probe_at: Option<Instant>,
+) -> &'a mut Suspended {
+    let (keys, whole, quiet) = (of.keys.clone(), true, false);
+    let s = Suspended { why, keys, whole, generation, probe_at, probing: None, answered: 0, quiet };
+    suspended.entry(of.name.clone()).insert_entry(s).into_mut()
 }
 
 #[cfg(test)]
@@ -308,7 +404,15 @@ mod tests {
     }
 
     fn held(h: &Holding) -> bool {
-        h.yielded().is_empty()
+        h.yielded().is_none()
+    }
+
+    /// One that holds the address since before.
+    fn holder(now: Instant) -> Holding {
+        let mut h = Holding::new(Times::default());
+        h.assign(vip(true), Origin::Api, Some(1), |_| true, now);
+        assert!(held(&h) && h.next(None).is_none());
+        h
     }
 
     fn secs(s: u64) -> Duration {
@@ -316,18 +420,104 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_word_is_enough() {
+    fn what_the_node_has_is_kept_without_a_question() {
+        holder(Instant::now());
+    }
+
+    #[test]
+    fn what_the_node_never_had_is_asked_for_once() {
         let now = Instant::now();
         let mut h = Holding::new(Times::default());
         h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
-        assert!(held(&h) && h.next(None).is_none());
+        assert!(!held(&h));
+        assert_eq!(h.words("web"), None, "a question is no fault");
+        assert_eq!(h.probes(Some(now), now), [key()]);
+        h.answer(&key(), None, now);
+        assert!(held(&h));
+        h.assign(vip(true), Origin::Api, Some(2), |_| false, now);
+        assert!(held(&h), "another hand may have removed it, but it was given to this node");
+        h.assign(vip(false), Origin::Api, Some(3), |_| false, now);
+        h.assign(vip(true), Origin::Api, Some(4), |_| false, now);
+        assert!(!held(&h), "another node had it meanwhile");
+    }
+
+    #[test]
+    fn an_address_that_is_answered_for_is_not_taken_and_asked_for_again_less_and_less() {
+        let now = Instant::now();
+        let mut h = Holding::new(Times::default());
+        h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        let mut at = now;
+        let mut waits = Vec::new();
+        for turn in 0..6 {
+            assert_eq!(h.probes(Some(now), at), [key()]);
+            h.answer(&key(), Some(MAC.into()), at);
+            assert!(!held(&h));
+            let words = h.words("web");
+            assert_eq!(words.is_some(), turn > 0, "the last holder may be about to yield");
+            assert!(words.is_none_or(|(why, words)| why == "AddressTaken" && words.contains(MAC)));
+            let next = h.next(Some(now)).unwrap();
+            waits.push((next - at).as_secs());
+            at = next;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+        assert_eq!(h.probes(Some(now), at), [key()]);
+        h.answer(&key(), None, at);
+        assert!(held(&h));
+    }
+
+    #[test]
+    fn an_address_that_is_added_is_asked_for_and_the_others_stay() {
+        let now = Instant::now();
+        let mut h = holder(now);
+        let added = AddressKey { address: "192.168.0.16".parse().unwrap(), ..key() };
+        let both = vec![Assigned { keys: vec![key(), added.clone()], ..vip(true).remove(0) }];
+        h.assign(both.clone(), Origin::Api, Some(2), |_| false, now);
+        assert!(held(&h));
+        assert_eq!(h.withheld(), [added.clone()].into());
+        assert_eq!(h.probes(Some(now), now), std::slice::from_ref(&added));
+        h.answer(&added, Some(MAC.into()), now);
+        h.probes(Some(now), now + secs(1));
+        h.answer(&added, Some(MAC.into()), now + secs(1));
+        assert!(held(&h) && h.words("web").is_some());
+        // What is not there any more is not asked for.
+        h.assign(vip(true), Origin::Api, Some(3), |_| false, now);
+        assert!(h.withheld().is_empty() && h.words("web").is_none());
+    }
+
+    #[test]
+    fn an_interface_that_comes_late_is_asked_too() {
+        let now = Instant::now();
+        let mut h = Holding::new(Times::default());
+        let nowhere = vec![Assigned { keys: Vec::new(), ..vip(true).remove(0) }];
+        h.assign(nowhere, Origin::Api, Some(1), |_| false, now);
+        assert_eq!(h.probes(Some(now), now), []);
+        h.resolved(vip(true), now);
+        assert!(!held(&h));
+        assert_eq!(h.probes(Some(now), now), [key()]);
+    }
+
+    #[test]
+    fn who_is_about_to_take_it_gets_a_moment_for_that_when_no_api_server_is_in_reach() {
+        let now = Instant::now();
+        let mut h = holder(now);
+        assert_eq!(h.asked(&key(), MAC, true, now), None);
+        assert!(held(&h), "the API server's word counts");
+        assert_eq!(h.asked(&key(), MAC, false, now).as_deref(), Some("web"));
+        assert!(!held(&h));
+        assert_eq!(h.probes(None, now + secs(2)), []);
+        assert_eq!(h.probes(None, now + secs(3)), [key()]);
+        h.answer(&key(), None, now + secs(3));
+        assert!(held(&h), "it was not taken");
+        h.asked(&key(), MAC, false, now + secs(9));
+        h.probes(None, now + secs(12));
+        h.answer(&key(), Some(MAC.into()), now + secs(12));
+        assert!(!held(&h), "it was");
     }
 
     #[test]
     fn what_ran_out_is_asked_for_before_it_is_taken_again() {
         let now = Instant::now();
-        let mut h = Holding::new(Times::default());
-        h.assign(vip(true), Origin::Api, Some(1), |_| true, now);
+        let mut h = holder(now);
         assert_eq!(h.lapsed(now), ["web"]);
         assert!(!held(&h), "the word that gave it is older than its fence");
         assert_eq!(h.lapsed(now), Vec::<String>::new(), "once");
@@ -365,14 +555,15 @@ mod tests {
         let mut h = Holding::new(Times::default());
         h.assign(vip(true), Origin::Disk, Some(1), |_| false, now);
         h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        h.probes(Some(now), now);
+        h.answer(&key(), None, now);
         assert!(held(&h));
     }
 
     #[test]
     fn without_the_api_another_owner_is_yielded_to_and_with_it_not() {
         let now = Instant::now();
-        let mut h = Holding::new(Times::default());
-        h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        let mut h = holder(now);
         assert_eq!(h.heard(&key(), MAC, true), None);
         assert!(held(&h));
         assert_eq!(h.heard(&key(), MAC, false).as_deref(), Some("web"));
@@ -393,8 +584,7 @@ mod tests {
     #[test]
     fn a_new_word_of_the_operator_brings_it_back_after_a_probe() {
         let now = Instant::now();
-        let mut h = Holding::new(Times::default());
-        h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        let mut h = holder(now);
         h.heard(&key(), MAC, false);
         h.assign(vip(true), Origin::Api, Some(2), |_| false, now);
         assert!(!held(&h), "not before the probe");
@@ -406,18 +596,16 @@ mod tests {
     #[test]
     fn backup_ends_every_doubt() {
         let now = Instant::now();
-        let mut h = Holding::new(Times::default());
-        h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        let mut h = holder(now);
         h.heard(&key(), MAC, false);
         h.assign(vip(false), Origin::Api, Some(2), |_| false, now);
-        assert!(h.yielded().is_empty() && h.words("web").is_none());
+        assert!(h.yielded().is_none() && h.words("web").is_none());
     }
 
     #[test]
     fn a_link_that_comes_back_is_probed_first() {
         let now = Instant::now();
-        let mut h = Holding::new(Times::default());
-        h.assign(vip(true), Origin::Api, Some(1), |_| false, now);
+        let mut h = holder(now);
         let down = BTreeSet::from(["eth0".to_owned()]);
         h.links(&down, now);
         assert_eq!(h.words("web").unwrap().1, "interface eth0 is down or has no carrier");

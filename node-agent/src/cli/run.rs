@@ -53,7 +53,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10356")]
     pub http_address: String,
     /// Time between two looks at everything (IPVS, sets and rules announce no changes), ±20 %.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = period)]
     pub verify_period: Duration,
     /// Least time between writes of the status that nobody waits for (counts, revisions).
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
@@ -62,10 +62,10 @@ pub struct Arguments {
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     pub drain_timeout: Duration,
     /// How long the API server may take at the start before the copy on disk is put into force.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = period)]
     pub cold_start_after: Duration,
     /// Time between two looks at the operator's Lease, ±20 %.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = period)]
     pub operator_period: Duration,
     /// How long the operator may be silent before the status says so.
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = duration)]
@@ -90,6 +90,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time: write for example 30s"))?;
     Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
+}
+
+/// As [`duration`], for what happens again and again: without a pause nothing else would.
+fn period(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be more than 0: write for example 30s".to_owned()),
+        period => Ok(period),
+    }
 }
 
 /// Runs it until SIGTERM or SIGINT.
@@ -178,14 +186,17 @@ fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {
         links: Box::new(move |inbox| {
             let to = inbox.clone();
             // The lane goes only when the agent stops: then nobody listens any more.
-            match events::listen(&namespace, move |event| to.send(Message::Kernel(event)).is_ok()) {
+            let lane = inbox.clone();
+            let hearing = move |hearing| drop(lane.send(Message::Hearing(hearing)));
+            let heard = move |event| to.send(Message::Kernel(event)).is_ok();
+            match events::listen(&namespace, heard, hearing.clone()) {
                 Ok(listener) => std::mem::forget(listener),
                 Err(error) => {
                     tracing::error!("{error}; changes of another hand are only seen at the verify period");
                 }
             }
             let (links, error) =
-                Links::open(namespace, move |other| inbox.send(Message::Heard(other)).is_ok());
+                Links::open(namespace, move |other| inbox.send(Message::Heard(other)).is_ok(), hearing);
             if let Some(error) = error {
                 tracing::error!("{error}; other owners of an address are not heard");
             }
@@ -206,5 +217,7 @@ mod tests {
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         assert!(duration("3 days").unwrap_err().contains("no unit of time"));
         assert!(duration("").is_err());
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(period("0s").unwrap_err().contains("more than 0") && period("1ms").is_ok());
     }
 }

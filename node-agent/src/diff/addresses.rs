@@ -114,14 +114,11 @@ pub fn renewal(
     journal: &Journal,
     lifetime: Option<u32>,
 ) -> Transaction {
-    let held = desired
-        .addresses
-        .iter()
-        .filter(|(key, _)| observed.addresses.get(key).is_some_and(|there| is_ours(journal, key, there)));
-    Transaction::new(
-        held.map(|(key, address)| {
-            Operation::SetAddress(key.clone(), Address { lifetime, ..address.clone() })
-        })
-        .collect(),
-    )
+    let renewed = |(key, wanted): (&AddressKey, &Address)| {
+        let there = observed.addresses.get(key).filter(|there| is_ours(journal, key, there))?;
+        // By the mask that it has: with another one it would be another address.
+        let address = Address { lifetime, prefix_length: there.prefix_length, ..wanted.clone() };
+        Some(Operation::SetAddress(key.clone(), address))
+    };
+    Transaction::new(desired.addresses.iter().filter_map(renewed).collect())
 }

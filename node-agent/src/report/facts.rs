@@ -77,6 +77,8 @@ pub struct AddressFacts {
     pub failures: Vec<Failure>,
     /// Whether a virtual IP is assigned: the Lease is renewed at the quick pace then.
     pub candidate: bool,
+    /// Whether an address of an earlier agent lives longer than a renewal gives: the Lease must cover it.
+    pub outliving: bool,
 }
 
 /// What the service lane knows.

@@ -70,6 +70,13 @@ pub enum LeaseError {
     },
 }
 
+impl LeaseError {
+    /// Whether the API server answered: a renewal without an answer may still be on its way.
+    pub fn answered(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if matches!(**source, kube::Error::Api(_)))
+    }
+}
+
 /// The Lease of one node.
 pub struct NodeLease {
     api: Api<Lease>,

@@ -62,6 +62,13 @@ pub struct ServersLabel {
     pub state: &'static str,
 }
 
+/// Label of a thread that listens to the kernel or a link.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabel {
+    /// Which.
+    pub listener: &'static str,
+}
+
 /// Label of a write to the API.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WriteLabel {
@@ -100,6 +107,10 @@ pub struct Metrics {
     pub store_failing: Gauge,
     /// Whether the API server answered the last request.
     pub api_server_reachable: Gauge,
+    /// Whether the node's NodeNetState was deleted.
+    pub state_gone: Gauge,
+    /// Listeners that hear nothing.
+    pub listeners_failing: Family<ListenerLabel, Gauge>,
     /// Seconds since the start that the addresses ran without a renewal, as a worst case.
     pub fence_gap_worst: Gauge<f64, AtomicU64>,
 }
@@ -125,6 +136,8 @@ impl Default for Metrics {
             servers: Family::default(),
             store_failing: Gauge::default(),
             api_server_reachable: Gauge::default(),
+            state_gone: Gauge::default(),
+            listeners_failing: Family::default(),
             fence_gap_worst: Gauge::default(),
         }
     }
@@ -182,6 +195,16 @@ impl Metrics {
             "api_server_reachable",
             "Whether the API server answered the last request",
             self.api_server_reachable.clone(),
+        );
+        r.register(
+            "state_gone",
+            "Whether the node's NodeNetState was deleted; the last one stays in force",
+            self.state_gone.clone(),
+        );
+        r.register(
+            "listeners_failing",
+            "Threads that hear nothing: of kernel events, of other owners of addresses",
+            self.listeners_failing.clone(),
         );
         r
     }

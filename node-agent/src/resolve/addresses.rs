@@ -198,6 +198,7 @@ pub(super) fn resolve(
     assigned: &[AssignedVirtualIP],
     node: &Node,
     withheld: &Which<String>,
+    withheld_addresses: &BTreeSet<AddressKey>,
     lifetime: Option<u32>,
 ) -> Resolved {
     let mut resolved = Resolved::default();
@@ -223,7 +224,7 @@ pub(super) fn resolve(
             if key.address.is_ipv4() {
                 resolved.sysctls.insert(promote_secondaries(&key.interface), "1".into());
             }
-            if state == VirtualIPState::Active {
+            if state == VirtualIPState::Active && !withheld_addresses.contains(&key) {
                 let address = Address { prefix_length, role, lifetime, ours: true, unusable: false };
                 resolved.addresses.insert(key, address);
             }

@@ -29,7 +29,8 @@ use self::services::View;
 use crate::diff::Prune;
 use crate::filter::{Config, SetName, rules};
 use crate::state::{
-    Address, Family, Link, LocalRoute, NodeState, SERVICE_INTERFACE, Scope, Which, promote_secondaries,
+    Address, AddressKey, Family, Link, LocalRoute, NodeState, SERVICE_INTERFACE, Scope, Which,
+    promote_secondaries,
 };
 
 /// Settings of a resolver.
@@ -82,6 +83,7 @@ pub struct Resolver {
     from_api: bool,
     node: Option<Node>,
     withheld: Which<String>,
+    withheld_addresses: BTreeSet<AddressKey>,
     plans: Plans,
     view: View,
     claims: Claims,
@@ -115,6 +117,7 @@ impl Resolver {
             from_api: false,
             node: None,
             withheld: Which::default(),
+            withheld_addresses: BTreeSet::new(),
             view: View::default(),
             claims: Claims::default(),
             virtual_ips: Vec::new(),
@@ -285,10 +288,10 @@ impl Resolver {
         self.addresses()
     }
 
-    /// Names virtual IPs that this node does not hold whatever its spec says: it yielded them to another owner, or its
-    /// fence ran out and it has not heard from the API server since.
-    pub fn set_withheld(&mut self, withheld: Which<String>) -> Scope {
-        self.withheld = withheld;
+    /// Names virtual IPs, and single addresses of others, that this node does not hold whatever its spec says: it asks
+    /// for them first, or another host has them.
+    pub fn set_withheld(&mut self, virtual_ips: Which<String>, addresses: BTreeSet<AddressKey>) -> Scope {
+        (self.withheld, self.withheld_addresses) = (virtual_ips, addresses);
         self.addresses()
     }
 
@@ -410,6 +413,7 @@ impl Resolver {
             &spec.written.virtual_ips,
             node,
             &self.withheld,
+            &self.withheld_addresses,
             self.options.address_lifetime,
         );
         let mut touched = Scope::default();

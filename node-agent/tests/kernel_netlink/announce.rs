@@ -1,4 +1,4 @@
-//! Announcements and probes between two ends of a cable.
+//! Announcements and questions between two ends of a cable.
 
 use std::{
     sync::mpsc,
@@ -8,14 +8,15 @@ use std::{
 use nodenet_agent::kernel::netlink::{
     Namespace,
     announce::Announcer,
-    owner::{self, AnotherOwner, OwnerWatch},
+    owner::{self, AnotherOwner, OwnerWatch, Says},
+    probe::{self, Question},
 };
 
 use crate::support::{Neighbour, PATIENCE, in_namespace, ip, key, run};
 
 fn watch() -> (OwnerWatch, mpsc::Receiver<AnotherOwner>) {
     let (tell, told) = mpsc::channel();
-    let watch = owner::watch(&Namespace::own(), move |owner| tell.send(owner).is_ok()).unwrap();
+    let watch = owner::watch(&Namespace::own(), move |owner| tell.send(owner).is_ok(), |_| {}).unwrap();
     (watch, told)
 }
 
@@ -90,23 +91,65 @@ fn our_own_announcements_are_not_another_owner() {
 }
 
 #[test]
-fn a_probe_finds_the_owner_of_an_address_and_nobody_for_a_free_one() {
+fn a_question_finds_the_owner_of_an_address_and_nobody_for_a_free_one() {
     in_namespace(|| {
         let neighbour = Neighbour::new();
         neighbour.cable("eth0", "eth1");
+        run("ip", "address add 192.168.0.11/24 dev eth0");
         neighbour.run("ip", "address add 192.168.0.15/24 dev eth1");
         neighbour.run("ip", "address add fd00::15/64 dev eth1 nodad");
         let mac = mac_of(&neighbour.run("ip", "link show eth1"));
-        let mut announcer = Announcer::open(&Namespace::own()).unwrap();
-        for address in ["192.168.0.15", "fd00::15"] {
+        let keys = ["192.168.0.15", "fd00::15", "192.168.0.16", "fd00::16"].map(|it| key("eth0", it));
+        for question in [Question::WillTake, Question::WhoHas] {
             let start = Instant::now();
-            let owner = announcer.probe(&key("eth0", address), PATIENCE).unwrap();
-            assert_eq!(owner.map(|mac| mac.to_string()), Some(mac.clone()), "{address}");
-            assert!(start.elapsed() < PATIENCE);
+            let wait = Duration::from_millis(300);
+            let answers = probe::ask(&Namespace::own(), &keys, question, wait);
+            assert!(start.elapsed() < wait * 4, "all are asked at once: {:?}", start.elapsed());
+            assert_eq!(answers.len(), 4);
+            for (asked, answer) in answers {
+                let taken = asked.address == ip("192.168.0.15") || asked.address == ip("fd00::15");
+                let owner = answer.unwrap().map(|mac| mac.to_string());
+                assert_eq!(owner, taken.then(|| mac.clone()), "{asked:?} {question:?}");
+            }
         }
-        for address in ["192.168.0.16", "fd00::16"] {
-            let owner = announcer.probe(&key("eth0", address), Duration::from_millis(300)).unwrap();
-            assert_eq!(owner, None, "{address}");
+        // Nobody waits for the rest of the time once all have answered.
+        let start = Instant::now();
+        probe::ask(&Namespace::own(), &keys[..2], Question::WillTake, PATIENCE);
+        assert!(start.elapsed() < PATIENCE / 2);
+    });
+}
+
+#[test]
+fn who_will_take_an_address_is_heard_and_who_only_asks_is_not() {
+    in_namespace(|| {
+        let neighbour = Neighbour::new();
+        neighbour.cable("eth0", "eth1");
+        let keys = ["192.168.0.15", "fd00::15"];
+        for address in keys {
+            run(
+                "ip",
+                &format!(
+                    "address add {address}/{} dev eth0 {}",
+                    if address.contains(':') { 64 } else { 24 },
+                    if address.contains(':') { "nodad" } else { "" }
+                ),
+            );
+        }
+        neighbour.run("ip", "address add 192.168.0.12/24 dev eth1");
+        neighbour.run("ip", "address add fd00::12/64 dev eth1 nodad");
+        let mac = mac_of(&neighbour.run("ip", "link show eth1"));
+        let (watch, told) = watch();
+        watch.set(keys.map(|address| key("eth0", address)).into());
+        let wait = Duration::from_millis(100);
+        for address in keys {
+            let there = &[key("eth1", address)];
+            probe::ask(&neighbour.namespace(), there, Question::WhoHas, wait);
+            probe::ask(&neighbour.namespace(), there, Question::WillTake, wait);
+            let heard = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(
+                (heard.says, heard.address, heard.mac.to_string()),
+                (Says::WillTake, ip(address), mac.clone())
+            );
         }
     });
 }

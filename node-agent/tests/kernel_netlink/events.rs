@@ -5,16 +5,16 @@ use std::sync::mpsc;
 use nodenet_agent::{
     kernel::{
         KernelEvent,
-        netlink::{Namespace, events},
+        netlink::{Namespace, events, listener::Listener},
     },
     state::{LocalRoute, Operation},
 };
 
 use crate::support::{PATIENCE, address, commit_all, in_namespace, kernel, key, run};
 
-fn listen() -> (events::Listener, mpsc::Receiver<KernelEvent>) {
+fn listen() -> (Listener, mpsc::Receiver<KernelEvent>) {
     let (tell, told) = mpsc::channel();
-    let listener = events::listen(&Namespace::own(), move |event| tell.send(event).is_ok()).unwrap();
+    let listener = events::listen(&Namespace::own(), move |event| tell.send(event).is_ok(), |_| {}).unwrap();
     (listener, told)
 }
 
@@ -105,12 +105,12 @@ fn lost_events_are_told_as_an_overrun() {
         run("ip", "link set peer0 up");
         let (go, wait) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
-        let _listener = events::listen(&Namespace::own(), move |event| {
+        let heard = move |event| {
             // Until the other side lets go; afterwards this returns at once.
             let _ = wait.recv();
             tell.send(event).is_ok()
-        })
-        .unwrap();
+        };
+        let _listener = events::listen(&Namespace::own(), heard, |_| {}).unwrap();
         let mut kernel = kernel();
         let vip = key("eth0", "192.168.0.15");
         let there_and_back =

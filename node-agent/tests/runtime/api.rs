@@ -32,6 +32,8 @@ struct Shared {
     pub events: Vec<Value>,
     down: bool,
     refusing_leases: bool,
+    lease_latency: std::time::Duration,
+    lease_requests: usize,
 }
 
 impl Api {
@@ -100,6 +102,17 @@ impl Api {
     /// While so it answers Leases with 403, and everything else as ever.
     pub fn refuse_leases(&self, refuse: bool) {
         self.shared.lock().unwrap().refusing_leases = refuse;
+    }
+
+    /// From now on it takes so long to take a Lease.
+    pub fn set_lease_latency(&self, latency: std::time::Duration) {
+        self.shared.lock().unwrap().lease_latency = latency;
+    }
+
+    /// Leases that were asked for, and those of them that are not taken yet.
+    pub fn lease_requests(&self) -> (usize, usize) {
+        let shared = self.shared.lock().unwrap();
+        (shared.lease_requests, shared.lease_requests - shared.leases.len())
     }
 
     pub fn status(&self) -> Value {
@@ -218,7 +231,18 @@ async fn lease(State(api): State<Api>, body: Bytes) -> Response {
         return (StatusCode::FORBIDDEN, answer(body)).into_response();
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
-    api.shared.lock().unwrap().leases.push(body.clone());
+    let latency = {
+        let mut shared = api.shared.lock().unwrap();
+        shared.lease_requests += 1;
+        shared.lease_latency
+    };
+    // Once it is here it is taken, whether somebody still waits for the answer or not.
+    let taken = body.clone();
+    let taking = tokio::spawn(async move {
+        tokio::time::sleep(latency).await;
+        api.shared.lock().unwrap().leases.push(taken);
+    });
+    taking.await.unwrap();
     answer(body)
 }
 

@@ -11,8 +11,10 @@ use nodenet_agent::agent::address_lane::{self, Message};
 use nodenet_agent::agent::holding;
 use nodenet_agent::agent::runtime::{self, Config, Machinery};
 use nodenet_agent::agent::service_lane;
-use nodenet_agent::agent::wire::{ProbeAnswer, Wire};
+use nodenet_agent::agent::wire::{Answers, Wire};
 use nodenet_agent::kernel::fake::FakeKernel;
+use nodenet_agent::kernel::netlink::owner::{AnotherOwner, Says};
+use nodenet_agent::kernel::netlink::probe::Question;
 use nodenet_agent::kernel::{Kernel, KernelError};
 use nodenet_agent::report::metrics::Metrics;
 use nodenet_agent::resolve::Options;
@@ -43,7 +45,7 @@ pub struct FakeLinks {
 pub struct LinksInner {
     pub announced: Vec<AddressKey>,
     pub watched: BTreeSet<AddressKey>,
-    pub probed: Vec<AddressKey>,
+    pub probed: Vec<(AddressKey, Question)>,
     /// Who else answers.
     pub owner: Option<String>,
     pub inbox: Option<Sender<Message>>,
@@ -59,10 +61,12 @@ impl Wire for FakeLinks {
         self.inner.lock().unwrap().watched = keys;
     }
 
-    fn probe(&mut self, key: &AddressKey, _: Duration, answer: Box<dyn FnOnce(ProbeAnswer) + Send>) {
+    fn probe(&mut self, keys: Vec<AddressKey>, question: Question, _: Duration, answers: Answers) {
         let mut inner = self.inner.lock().unwrap();
-        inner.probed.push(key.clone());
-        answer(Ok(inner.owner.clone()));
+        for key in keys {
+            inner.probed.push((key.clone(), question));
+            answers(key, Ok(inner.owner.clone()));
+        }
     }
 }
 
@@ -73,7 +77,13 @@ impl FakeLinks {
 
     /// Another host says that it has the address.
     pub fn claim(&self, interface: &str, address: &str) {
-        let heard = nodenet_agent::kernel::netlink::owner::AnotherOwner {
+        self.say(Says::Has, interface, address);
+    }
+
+    /// Another host says something of the address.
+    pub fn say(&self, says: Says, interface: &str, address: &str) {
+        let heard = AnotherOwner {
+            says,
             interface: interface.into(),
             address: address.parse().unwrap(),
             mac: nodenet_wire::ethernet::MacAddress([2, 0, 0, 0, 0, 9]),
@@ -125,7 +135,9 @@ impl Node {
                 holding: holding::Times {
                     grace: Duration::from_millis(300),
                     probe: Duration::from_millis(50),
+                    again: Duration::from_millis(50),
                     settled: Duration::from_millis(300),
+                    cede: Duration::from_millis(500),
                 },
                 ..address_lane::Times::default()
             },

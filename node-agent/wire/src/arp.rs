@@ -78,6 +78,11 @@ impl Packet {
         }
     }
 
+    /// An ordinary request: asks for the link-layer address of `target` on behalf of `sender`, and lets it be.
+    pub const fn request(mac: MacAddress, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
+        Self { operation: Operation::REQUEST, sender_mac: mac, sender, target_mac: MacAddress::ZERO, target }
+    }
+
     /// Whether the sender asks if the target address is free, and will take it when nobody answers.
     pub const fn is_probe(&self) -> bool {
         self.operation.0 == Operation::REQUEST.0 && self.sender.is_unspecified()

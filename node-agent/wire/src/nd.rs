@@ -242,6 +242,20 @@ impl Packet {
         }
     }
 
+    /// An ordinary solicitation (RFC 4861 section 4.3): asks for the link-layer address of `target` on behalf of
+    /// `sender`, and lets it be.
+    pub const fn request(mac: MacAddress, sender: Ipv6Addr, target: Ipv6Addr) -> Self {
+        Self {
+            source: sender,
+            destination: solicited_node(target),
+            message: Message::Solicitation(Solicitation {
+                target,
+                source_link_layer: Some(mac),
+                nonce: None,
+            }),
+        }
+    }
+
     /// Whether the sender asks if the target is free, and will take it when nobody answers.
     pub const fn is_probe(&self) -> bool {
         matches!(self.message, Message::Solicitation(_)) && self.source.is_unspecified()

@@ -47,6 +47,17 @@ fn arp_is_that_of_arping() {
 }
 
 #[test]
+fn an_ordinary_request_claims_the_senders_address_alone_and_is_no_probe() {
+    let sender = Ipv4Addr::new(192, 0, 2, 11);
+    let arp = arp::Frame::parse(&emit(&arp::Packet::request(ONE, sender, V4).broadcast())).unwrap().packet;
+    assert_eq!((arp.claim(), arp.is_probe(), arp.target), (Some((sender, ONE)), false, V4));
+    let frame = nd::Packet::request(ONE, OTHER_V6, V6).multicast(ONE).unwrap();
+    let nd = nd::Frame::parse(&emit(&frame)).unwrap().packet;
+    assert_eq!((nd.claim(), nd.is_probe()), (Some((OTHER_V6, Some(ONE))), false));
+    assert!(arp::Packet::probe(ONE, V4).is_probe() && nd::Packet::probe(V6, None).is_probe());
+}
+
+#[test]
 fn a_padded_frame_is_read_and_a_short_one_is_not() {
     let mut bytes = frame("gratuitous-reply");
     bytes.resize(60, 0);

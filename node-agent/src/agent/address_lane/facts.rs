@@ -29,6 +29,7 @@ impl AddressLane {
         };
         let words: Vec<String> = keys.iter().filter_map(|key| refused(key)).collect();
         let held = keys.iter().any(|key| self.is_held(key));
+        let withheld = self.holding.withheld();
         let wanted = vip.state == VirtualIPState::Active;
         let (state, problem) = if wanted && !keys.is_empty() && keys.iter().all(|key| present(key)) {
             let rival = keys.iter().find_map(|key| self.rivals.get(*key).map(|(mac, _)| (key, mac)));
@@ -38,6 +39,9 @@ impl AddressLane {
                 (reason::ADDRESS_TAKEN, words)
             });
             (VirtualIPState::Active, problem)
+        } else if held && words.is_empty() && keys.iter().all(|key| present(key) || withheld.contains(*key)) {
+            // It was given more addresses, which are asked for, or are not to be had.
+            (VirtualIPState::Active, self.holding.words(&vip.name))
         } else if wanted || held {
             let missing: Vec<String> =
                 keys.iter().filter(|key| !present(key)).map(|key| key.address.to_string()).collect();
@@ -52,6 +56,10 @@ impl AddressLane {
             (VirtualIPState::Fault, Some((why, words)))
         } else if let Some(fault) = vip.fault() {
             (VirtualIPState::Fault, Some((reason::INTERFACE_MISSING, fault)))
+        } else if self.blind && self.states.get(&vip.name).is_some_and(|old| *old != VirtualIPState::Backup) {
+            let words =
+                "the kernel's addresses cannot be read: whether it is still there is not known".to_owned();
+            (VirtualIPState::Fault, Some((reason::KERNEL_REFUSED, words)))
         } else {
             (VirtualIPState::Backup, None)
         };
@@ -113,7 +121,10 @@ impl AddressLane {
             verdict = verdict.and(Verdict { message: note.clone(), ..Verdict::ready("") });
         }
         if verdict.status == Status::True {
-            if !far.is_empty() {
+            if !self.deaf.is_empty() {
+                verdict =
+                    Verdict { reason: reason::LISTENER_FAILING, message: not_heard(&self.deaf), ..verdict };
+            } else if !far.is_empty() {
                 verdict = Verdict {
                     status: Status::True,
                     reason: reason::ADDRESS_NOT_ON_LINK,
@@ -125,6 +136,9 @@ impl AddressLane {
         }
         if self.state.is_none() {
             verdict = Verdict::pending("the NodeNetState was not read yet");
+        } else if self.gone {
+            let words = "the NodeNetState was deleted: the last one stays in force, nothing is removed";
+            verdict = verdict.and(Verdict::pending(words));
         }
         for (name, (state, message)) in &states {
             let old = self.states.get(name);
@@ -150,6 +164,7 @@ impl AddressLane {
             kernel: self.failures.verdict(Area::Kernel, ""),
             addresses: verdict,
             candidate: !virtual_ips.is_empty(),
+            outliving: self.outliving(),
             virtual_ips,
             interfaces: self.interfaces(),
             failures: self.failures.list(),
@@ -160,6 +175,16 @@ impl AddressLane {
             news
         });
     }
+}
+
+/// What a listener that hears nothing means.
+fn not_heard(deaf: &BTreeMap<&'static str, String>) -> String {
+    let each = |(listener, error): (&&str, &String)| format!("{listener}: {error}");
+    let all: Vec<String> = deaf.iter().map(each).collect();
+    format!(
+        "changes by another hand, or other owners of addresses, are seen late or not at all until this works again: {}",
+        all.join("; ")
+    )
 }
 
 fn not_on_link(addresses: &[&str]) -> String {

@@ -73,6 +73,7 @@ pub(super) fn sink(
             Update::StateGone => {
                 spec = None;
                 seen.send_replace(Seen::Gone);
+                let _ = to_addresses.send(address_lane::Message::StateGone);
             }
             _ => {}
         }

@@ -2,6 +2,7 @@
 
 mod desired;
 mod reporting;
+mod tasks;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,14 +10,15 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Api;
 use nodenet_client::ApiServers;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::desired::{Arrived, Seen, cold_start, sink};
-use self::reporting::{Publishing, keep_lease, leave_dead_connections, publish_events, watch_source};
+use self::reporting::{Leasing, Publishing, leave_dead_connections, publish_events, watch_source};
+use self::tasks::Tasks;
 use super::address_lane::{self, AddressLane};
 use super::journal::{ADDRESSES, JournalFile, SERVICES};
 use super::lock::{Lock, LockError};
@@ -28,7 +30,7 @@ use crate::report::events::Events;
 use crate::report::facts::{AddressFacts, ServiceFacts, SourceFacts};
 use crate::report::health::{Health, Pulse};
 use crate::report::http::{self, ListenError};
-use crate::report::lease::{NodeLease, Pace};
+use crate::report::lease::{self, NodeLease, Pace};
 use crate::report::metrics::{Lane, Metrics};
 use crate::report::publisher::Pending;
 use crate::resolve::{Options, Resolver};
@@ -110,6 +112,15 @@ pub enum RunError {
         /// Cause.
         source: std::io::Error,
     },
+    /// A part of the agent ended although nobody told it to. What is in the kernel stays in force; a new process starts
+    /// with all parts.
+    #[error("the agent cannot go on without the part that {part}: it {}", if *panicked { "panicked" } else { "ended" })]
+    Ended {
+        /// What it does.
+        part: &'static str,
+        /// Whether it was a panic; its words are in the log.
+        panicked: bool,
+    },
 }
 
 /// Runs until `stop` is ready. What is in the kernel stays there.
@@ -185,16 +196,24 @@ pub async fn run(
         // Its receiver is about to start.
         let _ = to_addresses.send(address_lane::Message::State(state, Origin::Disk));
     }
-    let spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
+    let mut tasks = Tasks::default();
+    let mut spawn = |name: &'static str, part: &'static str, work: Box<dyn FnOnce() + Send>| {
         let builder = std::thread::Builder::new().name(format!("{name}-lane"));
-        builder.spawn(work).map_err(|source| RunError::Thread { lane: name, source })
+        let (alive, ended) = oneshot::channel::<()>();
+        let thread = builder.spawn(move || {
+            // Dropped at the end, by a panic too.
+            let _alive = alive;
+            work();
+        });
+        tasks.spawn(part, async move { drop(ended.await) });
+        thread.map_err(|source| RunError::Thread { lane: name, source })
     };
-    let address_thread = spawn("address", Box::new(move || address_lane.run()))?;
-    let service_thread = spawn("service", Box::new(move || service_lane.run()))?;
+    let address_thread = spawn("address", "holds addresses", Box::new(move || address_lane.run()))?;
+    let service_thread = spawn("service", "programs services", Box::new(move || service_lane.run()))?;
 
-    let mut tasks = tokio::task::JoinSet::new();
     if let Some(listener) = listener {
-        tasks.spawn(http::serve(listener, health.clone(), metrics.registry()));
+        let serving = http::serve(listener, health.clone(), metrics.registry());
+        tasks.spawn("serves health and metrics", serving);
     }
 
     let arrived = Arc::new(Mutex::new(Arrived::default()));
@@ -208,46 +227,61 @@ pub async fn run(
     let watching = Watch::new(&config.node, store.clone(), writer, progress_sender, sink);
     {
         let servers = servers.clone();
-        tasks.spawn(async move { watching.run(&servers).await });
+        tasks.spawn("watches the API", async move { watching.run(&servers).await });
     }
-    tasks.spawn(cold_start(config.clone(), store, stored, arrived, complete, to_services.clone()));
+    tasks.spawn_finite(
+        "starts without an API server",
+        cold_start(config.clone(), store, stored, arrived, complete, to_services.clone()),
+    );
 
-    let pace = {
-        let addresses = addresses.clone();
-        move || if addresses.borrow().candidate { Pace::Candidate } else { Pace::Idle }
-    };
-    let lease = Arc::new(NodeLease::new(servers.client(), &config.node_namespace, &config.node));
-    let leasing = {
-        let (servers, health, metrics) = (servers.clone(), health.clone(), metrics.clone());
-        let (lease, contact, addresses) = (lease.clone(), contact.clone(), addresses.clone());
-        tokio::spawn(keep_lease(lease, servers, health, metrics, contact, addresses, pace))
-    };
+    let own_lease = Arc::new(NodeLease::new(servers.client(), &config.node_namespace, &config.node));
+    let (quit, quitting) = oneshot::channel();
+    let (answered, last_answer) = oneshot::channel();
+    {
+        let leasing = Leasing {
+            lease: own_lease.clone(),
+            servers: servers.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            contact,
+        };
+        let leasing = leasing.keep(addresses.clone(), quitting);
+        // Who waits for the answer may have stopped waiting.
+        tasks.spawn_finite("renews the Lease", async move {
+            let _ = answered.send(leasing.await);
+        });
+    }
     let (source_sender, source) = watch::channel(SourceFacts::default());
-    tasks.spawn(watch_source(
-        config.clone(),
-        servers.clone(),
-        progress,
-        problems,
-        metrics.clone(),
-        source_sender,
-    ));
+    tasks.spawn_finite(
+        "watches the sources",
+        watch_source(config.clone(), servers.clone(), progress, problems, metrics.clone(), source_sender),
+    );
     let publishing = Publishing {
         node: config.node.clone(),
         pending: Pending::new(config.coalesce),
         api: Api::all(servers.client()),
         metrics: metrics.clone(),
     };
-    tasks.spawn(leave_dead_connections(servers.clone(), addresses.clone()));
-    tasks.spawn(publish_events(Events::new(servers.client(), &config.node), seen.clone(), noticed));
-    tasks.spawn(publishing.run(addresses, services, source, seen));
+    tasks.spawn_finite("leaves dead connections", leave_dead_connections(servers.clone(), addresses.clone()));
+    let events = Events::new(servers.client(), &config.node);
+    tasks.spawn_finite("publishes Events", publish_events(events, seen.clone(), noticed));
+    tasks.spawn_finite("publishes the status", publishing.run(addresses, services, source, seen));
 
-    stop.await;
+    tokio::select! {
+        () = stop => {}
+        (part, panicked) = tasks.ended() => return Err(RunError::Ended { part, panicked }),
+    }
     tracing::info!("stopping; what is in the kernel stays in force");
-    leasing.abort();
-    // First the word, then the deed: addresses may live longer only when the operator knows it.
-    let longer = lease.renew(Pace::Restart).await.map_err(|error| tracing::warn!("{error}")).is_ok();
+    // A renewal that is on its way ends first: the server could take it after the one that says "for longer".
+    drop(quit);
+    let in_order =
+        tokio::time::timeout(lease::TIMEOUT * 2, last_answer).await.is_ok_and(|ended| ended == Ok(true));
+    // First the word, then the deed: addresses may live longer only when the operator knows it, and from then on.
+    let asked = Instant::now();
+    let longer = own_lease.renew(Pace::Restart).await.map_err(|error| tracing::warn!("{error}")).is_ok();
+    let until = (longer && in_order).then(|| asked + config.addresses.restart_lifetime);
     let (done, address_done) = std::sync::mpsc::channel();
-    let asked = to_addresses.send(address_lane::Message::Stop(longer, done)).is_ok();
+    let asked = to_addresses.send(address_lane::Message::Stop(until, done)).is_ok();
     let (done, service_done) = std::sync::mpsc::channel();
     let asked_too = to_services.send(service_lane::Message::Stop(done)).is_ok();
     let wait = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kube::Api;
 use nodenet_client::ApiServers;
 use nodenet_crds::{NodeNetState, VirtualIPState};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Config;
 use super::desired::Seen;
@@ -29,55 +29,81 @@ const NOTICE_AGAIN: Duration = Duration::from_secs(2);
 /// Notices that wait to be published; more of them say nothing new.
 const NOTICES: usize = 64;
 
-pub(super) async fn keep_lease(
-    lease: Arc<NodeLease>,
-    servers: ApiServers,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    contact: Arc<Pulse>,
-    mut addresses: watch::Receiver<AddressFacts>,
-    pace: impl Fn() -> Pace,
-) {
-    let mut failing = false;
-    loop {
-        let now = pace();
-        let alive = health.addresses.ever() && health.addresses.age() <= ADDRESSES_LIMIT;
-        let mut wait = jitter(now.period(), 0.05);
-        // The period counts from the request, not from its answer.
-        let asked = tokio::time::Instant::now();
-        if alive {
-            let result = lease.renew(now).await;
-            match &result {
-                Ok(()) => {
-                    contact.beat();
-                    metrics.lease_renewals.get_or_create(&WriteLabel { result: "ok" }).inc();
-                    if std::mem::take(&mut failing) {
-                        tracing::info!("the API server {} answers again", servers.in_use());
+/// How the Lease is renewed while this is known of the addresses.
+fn pace(facts: &AddressFacts) -> Pace {
+    match (facts.outliving, facts.candidate) {
+        (true, _) => Pace::Restart,
+        (false, true) => Pace::Candidate,
+        (false, false) => Pace::Idle,
+    }
+}
+
+/// What the renewal of the Lease depends on.
+pub(super) struct Leasing {
+    pub(super) lease: Arc<NodeLease>,
+    pub(super) servers: ApiServers,
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) contact: Arc<Pulse>,
+}
+
+impl Leasing {
+    /// Renews the Lease until `quitting`, but does not end amid a renewal. Whether the last one was answered: one that
+    /// was not may still be on its way.
+    pub(super) async fn keep(
+        self,
+        mut addresses: watch::Receiver<AddressFacts>,
+        mut quitting: oneshot::Receiver<()>,
+    ) -> bool {
+        let mut failing = false;
+        let mut answered = true;
+        loop {
+            let now = pace(&addresses.borrow());
+            let alive = self.health.addresses.ever() && self.health.addresses.age() <= ADDRESSES_LIMIT;
+            let mut wait = jitter(now.period(), 0.05);
+            // The period counts from the request, not from its answer.
+            let asked = tokio::time::Instant::now();
+            if alive {
+                let result = self.lease.renew(now).await;
+                answered = result.as_ref().map_or_else(|error| error.answered(), |()| true);
+                match &result {
+                    Ok(()) => {
+                        self.contact.beat();
+                        self.metrics.lease_renewals.get_or_create(&WriteLabel { result: "ok" }).inc();
+                        if std::mem::take(&mut failing) {
+                            tracing::info!("the API server {} answers again", self.servers.in_use());
+                        }
+                    }
+                    Err(error) => {
+                        self.metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
+                        // A refusal is no contact: the operator sees no Lease and moves the addresses away. A server
+                        // that does not answer is given up by the client itself.
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!("{error}");
+                        }
+                        wait = wait.min(Duration::from_secs(1));
                     }
                 }
-                Err(error) => {
-                    metrics.lease_renewals.get_or_create(&WriteLabel { result: "error" }).inc();
-                    // A refusal is no contact: the operator sees no Lease and moves the addresses away. A server that
-                    // does not answer is given up by the client itself.
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!("{error}");
+                self.metrics.api_server_reachable.set(i64::from(result.is_ok()));
+            } else {
+                // Looked at again soon: the lane may only be busy.
+                wait = wait.min(Duration::from_millis(200));
+            }
+            let until = asked + wait;
+            // A node that becomes a candidate says so at once.
+            loop {
+                tokio::select! {
+                    _ = &mut quitting => return answered,
+                    () = tokio::time::sleep_until(until) => break,
+                    changed = addresses.changed() => {
+                        if changed.is_err() {
+                            return answered;
+                        }
+                        if pace(&addresses.borrow()) != now {
+                            break;
+                        }
                     }
-                    wait = wait.min(Duration::from_secs(1));
                 }
-            }
-            metrics.api_server_reachable.set(i64::from(result.is_ok()));
-        } else {
-            // Looked at again soon: the lane may only be busy.
-            wait = wait.min(Duration::from_millis(200));
-        }
-        let until = asked + wait;
-        // A node that becomes a candidate says so at once.
-        while let Ok(changed) = tokio::time::timeout_at(until, addresses.changed()).await {
-            if changed.is_err() {
-                return;
-            }
-            if pace() != now {
-                break;
             }
         }
     }

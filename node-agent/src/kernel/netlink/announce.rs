@@ -1,11 +1,6 @@
-//! Telling a segment where an address lives, and asking whether somebody else has it.
+//! Telling a segment where an address lives, and reading what others say of addresses.
 
-use std::{
-    io,
-    net::IpAddr,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{io, net::IpAddr, path::PathBuf};
 
 use netlink_packet_core::Emitable;
 use nodenet_wire::{
@@ -18,12 +13,13 @@ use super::{
     frames::FrameSocket,
     link::{self, Interface},
     namespace::Namespace,
+    owner::Says,
     sysctl::Settings,
     transport::{Connection, Protocol},
 };
 use crate::{kernel::KernelError, state::AddressKey};
 
-/// Sends announcements and probes.
+/// Sends announcements.
 pub struct Announcer {
     namespace: Namespace,
     route: Connection,
@@ -54,7 +50,7 @@ impl Announcer {
     /// # Errors
     /// When there is no such interface, it is not Ethernet, or the frame could not be sent.
     pub fn announce(&mut self, key: &AddressKey) -> Result<(), KernelError> {
-        let (interface, mac) = self.sender("announce", key)?;
+        let (interface, mac) = self.sender(key)?;
         let (socket, frame) = match key.address {
             IpAddr::V4(address) => (&self.arp, bytes(&arp::Packet::announcement(mac, address).broadcast())),
             IpAddr::V6(address) => {
@@ -66,59 +62,13 @@ impl Announcer {
         socket.send(interface.index, &frame).map_err(|source| failed("announce", key, source))
     }
 
-    /// Who else answers for an address on the segment of an interface, within some time. The question claims nothing
-    /// (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
-    ///
-    /// # Errors
-    /// When there is no such interface, it is not Ethernet, or the frame could not be sent.
-    pub fn probe(&mut self, key: &AddressKey, wait: Duration) -> Result<Option<MacAddress>, KernelError> {
-        let (interface, mac) = self.sender("probe", key)?;
-        // A socket of its own: what it hears after this is of no use.
-        let (mut socket, frame) = match key.address {
-            IpAddr::V4(address) => {
-                (open(&self.namespace, EtherType::ARP)?, bytes(&arp::Packet::probe(mac, address).broadcast()))
-            }
-            IpAddr::V6(address) => {
-                let Some(frame) = nd::Packet::probe(address, None).multicast(mac) else { return Ok(None) };
-                (open(&self.namespace, EtherType::IPV6)?, bytes(&frame))
-            }
-        };
-        let problem = |source| failed("probe", key, source);
-        socket.send(interface.index, &frame).map_err(problem)?;
-        let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some((index, frame)) = socket.receive(left).map_err(problem)? else { return Ok(None) };
-            if index == interface.index
-                && let Some((address, owner)) = claim(key.address, frame)
-                && address == key.address
-                && owner != mac
-            {
-                return Ok(Some(owner));
-            }
-        }
-    }
-
     /// The interface of an address and its link-layer address.
-    fn sender(
-        &mut self,
-        operation: &'static str,
-        key: &AddressKey,
-    ) -> Result<(Interface, MacAddress), KernelError> {
-        let refused = |errno, message: String| KernelError::Refused {
-            operation,
-            object: words(key),
-            errno,
-            message: Some(message),
-        };
+    fn sender(&mut self, key: &AddressKey) -> Result<(Interface, MacAddress), KernelError> {
         let name = &key.interface;
         let interface = link::find(&mut self.route, name)
-            .map_err(|error| error.about("read", format!("interface {name}")))?
-            .ok_or_else(|| refused(libc::ENODEV, format!("there is no interface {name}")))?;
-        match <[u8; 6]>::try_from(interface.hardware_address.as_slice()) {
-            Ok(mac) => Ok((interface, MacAddress(mac))),
-            Err(_) => Err(refused(libc::EOPNOTSUPP, format!("interface {name} is not Ethernet"))),
-        }
+            .map_err(|error| error.about("read", format!("interface {name}")))?;
+        let mac = mac_of("announce", key, interface.as_ref())?;
+        interface.map(|interface| (interface, mac)).ok_or_else(|| no_interface("announce", key))
     }
 
     fn ipv6(&mut self) -> Result<&FrameSocket, KernelError> {
@@ -136,19 +86,50 @@ impl Announcer {
     }
 }
 
-/// The address that a frame says is its sender's, and the sender's link-layer address.
-pub(super) fn claim(family: IpAddr, frame: &[u8]) -> Option<(IpAddr, MacAddress)> {
+/// What a frame says of an address, and the link-layer address of who says it.
+pub(super) fn statement(family: IpAddr, frame: &[u8]) -> Option<(Says, IpAddr, MacAddress)> {
     match family {
         IpAddr::V4(_) => {
-            let (address, mac) = arp::Frame::parse(frame).ok()?.packet.claim()?;
-            Some((IpAddr::V4(address), mac))
+            let packet = arp::Frame::parse(frame).ok()?.packet;
+            if let Some((address, mac)) = packet.claim() {
+                return Some((Says::Has, address.into(), mac));
+            }
+            packet.is_probe().then_some((Says::WillTake, packet.target.into(), packet.sender_mac))
         }
         IpAddr::V6(_) => {
             let frame = nd::Frame::parse(frame).ok()?;
-            let (address, mac) = frame.packet.claim()?;
-            Some((IpAddr::V6(address), mac.unwrap_or(frame.source)))
+            if let Some((address, mac)) = frame.packet.claim() {
+                return Some((Says::Has, address.into(), mac.unwrap_or(frame.source)));
+            }
+            match frame.packet.message {
+                nd::Message::Solicitation(asked) if frame.packet.is_probe() => {
+                    Some((Says::WillTake, asked.target.into(), frame.source))
+                }
+                _ => None,
+            }
         }
     }
+}
+
+/// The link-layer address of an address's interface.
+pub(super) fn mac_of(
+    operation: &'static str,
+    key: &AddressKey,
+    interface: Option<&Interface>,
+) -> Result<MacAddress, KernelError> {
+    let interface = interface.ok_or_else(|| no_interface(operation, key))?;
+    let mac = <[u8; 6]>::try_from(interface.hardware_address.as_slice());
+    mac.map(MacAddress).map_err(|_| {
+        refused(operation, key, libc::EOPNOTSUPP, format!("interface {} is not Ethernet", key.interface))
+    })
+}
+
+pub(super) fn no_interface(operation: &'static str, key: &AddressKey) -> KernelError {
+    refused(operation, key, libc::ENODEV, format!("there is no interface {}", key.interface))
+}
+
+fn refused(operation: &'static str, key: &AddressKey, errno: i32, message: String) -> KernelError {
+    KernelError::Refused { operation, object: words(key), errno, message: Some(message) }
 }
 
 pub(super) fn open(namespace: &Namespace, ether_type: EtherType) -> Result<FrameSocket, KernelError> {
@@ -159,7 +140,7 @@ pub(super) fn open(namespace: &Namespace, ether_type: EtherType) -> Result<Frame
     })
 }
 
-fn bytes(frame: &impl Emitable) -> Vec<u8> {
+pub(super) fn bytes(frame: &impl Emitable) -> Vec<u8> {
     let mut bytes = vec![0; frame.buffer_len()];
     frame.emit(&mut bytes);
     bytes
@@ -169,6 +150,6 @@ fn words(key: &AddressKey) -> String {
     format!("address {} on interface {}", key.address, key.interface)
 }
 
-fn failed(operation: &'static str, key: &AddressKey, source: io::Error) -> KernelError {
+pub(super) fn failed(operation: &'static str, key: &AddressKey, source: io::Error) -> KernelError {
     KernelError::Io { operation, object: words(key), source }
 }

@@ -2,11 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use netlink_sys::Socket;
@@ -21,6 +17,7 @@ use nodenet_wire::{
 
 use super::{
     address, link,
+    listener::{Hearing, Listener},
     namespace::Namespace,
     route,
     transport::{Connection, Protocol},
@@ -52,86 +49,68 @@ const RECEIVE: usize = 64 * 1024;
 /// How often a thread without events looks whether it shall end.
 pub(super) const ATTENTION: TimeVal = TimeVal::new(0, 250_000);
 
-/// A thread that listens; dropping it ends the thread.
-pub struct Listener {
-    ending: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    pub(super) fn start(
-        name: &str,
-        work: impl FnOnce(&AtomicBool) + Send + 'static,
-    ) -> Result<Self, KernelError> {
-        let ending = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
-            let ending = Arc::clone(&ending);
-            move || work(&ending)
-        });
-        let thread = thread.map_err(|source| KernelError::Io {
-            operation: "start",
-            object: format!("thread {name}"),
-            source,
-        })?;
-        Ok(Self { ending, thread: Some(thread) })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the listener was reported when it happened.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// Listens for changes of interfaces, addresses and routes. `heard` gets each, ours too, and ends the listening by
-/// `false`. Of routes only ours and foreign ones in the table of local routes are told.
+/// `false`. Of routes only ours and foreign ones in the table of local routes are told. `hearing` gets to know when the
+/// listening fails, and when it goes on; what was missed in between is an [`KernelEvent::Overrun`].
 ///
 /// # Errors
-/// When the socket cannot be opened. Nothing is missed after the return.
+/// When the thread cannot be started. Nothing is missed after the return, unless `hearing` says so.
 pub fn listen(
     namespace: &Namespace,
     mut heard: impl FnMut(KernelEvent) -> bool + Send + 'static,
+    hearing: impl Fn(Hearing) + Send + 'static,
 ) -> Result<Listener, KernelError> {
-    let socket = namespace.run(subscribe)?.map_err(|source| KernelError::Io {
-        operation: "open",
-        object: "netlink socket (events)".to_owned(),
-        source,
-    })?;
-    let mut names = Names { route: Connection::open(Protocol::Route, namespace)?, names: BTreeMap::new() };
-    // Read after the subscription: what comes in between is in both.
-    names.learn();
-    Listener::start("kernel-events", move |ending| {
-        let mut buffer = vec![0; RECEIVE];
-        while !ending.load(Ordering::Relaxed) {
-            let datagram = match socket.recv(&mut buffer.as_mut_slice(), libc::MSG_TRUNC) {
-                Ok(length) => buffer.get(..length),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => continue,
-                    Some(libc::ENOBUFS) => None,
-                    _ => {
-                        tracing::error!(%error, "listening for kernel events failed");
-                        heard(KernelEvent::Overrun);
-                        return;
-                    }
-                },
-            };
-            let go_on = match datagram {
-                Some(datagram) => names.tell(datagram, &mut heard),
-                None => {
-                    drain(&socket, &mut buffer);
-                    names.learn();
-                    heard(KernelEvent::Overrun)
-                }
-            };
-            if !go_on {
-                return;
-            }
+    let namespace = namespace.clone();
+    let open = move || {
+        let socket = namespace.run(subscribe)?.map_err(|source| failed("open", source))?;
+        let route = Connection::open(Protocol::Route, &namespace)?;
+        let mut names = Names { route, names: BTreeMap::new() };
+        // Read after the subscription: what comes in between is in both.
+        names.learn();
+        Ok((socket, names))
+    };
+    Listener::start("kernel-events", open, hearing, move |(socket, names), again, ending| {
+        if again && !heard(KernelEvent::Overrun) {
+            return Ok(());
         }
+        follow(&socket, names, &mut heard, ending)
     })
+}
+
+/// Tells events until nobody hears them or the thread shall end.
+fn follow(
+    socket: &Socket,
+    mut names: Names,
+    heard: &mut dyn FnMut(KernelEvent) -> bool,
+    ending: &AtomicBool,
+) -> Result<(), KernelError> {
+    let mut buffer = vec![0; RECEIVE];
+    while !ending.load(Ordering::Relaxed) {
+        let datagram = match socket.recv(&mut buffer.as_mut_slice(), libc::MSG_TRUNC) {
+            Ok(length) => buffer.get(..length),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => continue,
+                Some(libc::ENOBUFS) => None,
+                _ => return Err(failed("read", error)),
+            },
+        };
+        let go_on = match datagram {
+            Some(datagram) => names.tell(datagram, heard),
+            None => {
+                drain(socket, &mut buffer);
+                names.learn();
+                heard(KernelEvent::Overrun)
+            }
+        };
+        if !go_on {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn failed(operation: &'static str, source: std::io::Error) -> KernelError {
+    KernelError::Io { operation, object: "netlink socket (events)".to_owned(), source }
 }
 
 /// Throws away what is queued. After it lost one event, the kernel adds none before the queue was empty, and does not

@@ -12,13 +12,15 @@
 //! | `program` | running programs, with a limit of time |
 //! | `sysctl`, `modules` | settings and modules |
 //! | `commit` | a transaction, step by step |
-//! | [`events`] | hearing of changes |
+//! | [`events`], [`listener`] | hearing of changes; threads that hear |
 //! | `frames` | Ethernet frames on packet sockets |
-//! | [`announce`], [`owner`] | ARP and neighbour discovery: telling, asking, hearing other owners |
+//! | [`announce`], [`probe`], [`owner`] | ARP and neighbour discovery: telling, asking, hearing other owners |
 
 pub mod announce;
 pub mod events;
+pub mod listener;
 pub mod owner;
+pub mod probe;
 
 mod address;
 mod commit;

@@ -1,7 +1,7 @@
 //! Hearing that another host has an address that is ours.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -13,10 +13,10 @@ use std::{
 use nodenet_wire::ethernet::{EtherType, MacAddress};
 
 use super::{
-    announce::{claim, open},
-    events::Listener,
+    announce::{open, statement},
     frames::FrameSocket,
     link,
+    listener::{Hearing, Listener},
     namespace::Namespace,
     transport::{Connection, Protocol},
 };
@@ -24,13 +24,24 @@ use crate::{kernel::KernelError, state::AddressKey};
 
 /// How often a thread without frames looks whether it shall end.
 const ATTENTION: Duration = Duration::from_millis(250);
-/// How old what is known of our own interfaces may be. A neighbour that claims in a row must not make us read them at
-/// each frame.
+/// How old what is known of our own interfaces may be, and how often the same is told. A neighbour that claims in a row
+/// must not make us read them, nor the lane look, at each frame.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Another host says that it has a watched address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What another host says of a watched address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Says {
+    /// That it has it.
+    Has,
+    /// That it will take it when nobody answers (a probe as of RFC 5227, or duplicate address detection).
+    WillTake,
+}
+
+/// Another host says something of a watched address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AnotherOwner {
+    /// What it says.
+    pub says: Says,
     /// Interface on which it was heard.
     pub interface: String,
     /// The address.
@@ -56,25 +67,31 @@ impl OwnerWatch {
 }
 
 /// Listens for other owners. `heard` gets each frame in which a link-layer address that is none of ours claims a
-/// watched address on its interface, and ends the listening by `false`.
+/// watched address on its interface, or is about to, once a second at most for the same words; it ends the listening by
+/// `false`. `hearing` gets to know when a listener fails, and when it goes on.
 ///
 /// # Errors
-/// When a socket cannot be opened; packet sockets ask for `CAP_NET_RAW`.
+/// When a thread cannot be started. Packet sockets ask for `CAP_NET_RAW`.
 pub fn watch(
     namespace: &Namespace,
     heard: impl FnMut(AnotherOwner) -> bool + Send + 'static,
+    hearing: impl Fn(Hearing) + Clone + Send + 'static,
 ) -> Result<OwnerWatch, KernelError> {
     let watched = Watched::default();
     let heard: Heard = Arc::new(Mutex::new(heard));
-    let listener = |name: &str, family: IpAddr, ether_type: EtherType| {
-        let socket = open(namespace, ether_type)?;
-        let ear = Ear {
-            family,
-            watched: Arc::clone(&watched),
-            heard: Arc::clone(&heard),
-            interfaces: Interfaces::new(Connection::open(Protocol::Route, namespace)?),
+    let listener = |name: &'static str, family: IpAddr, ether_type: EtherType| {
+        let (namespace, watched, heard) = (namespace.clone(), Arc::clone(&watched), Arc::clone(&heard));
+        let open = move || {
+            let ear = Ear {
+                family,
+                watched: Arc::clone(&watched),
+                heard: Arc::clone(&heard),
+                interfaces: Interfaces::new(Connection::open(Protocol::Route, &namespace)?),
+                told: BTreeMap::new(),
+            };
+            Ok((ear, open(&namespace, ether_type)?))
         };
-        Listener::start(name, move |ending| ear.listen(socket, ending))
+        Listener::start(name, open, hearing.clone(), |(ear, socket), _, ending| ear.listen(socket, ending))
     };
     let listeners = [
         listener("owners-arp", Ipv4Addr::UNSPECIFIED.into(), EtherType::ARP)?,
@@ -89,43 +106,51 @@ struct Ear {
     watched: Watched,
     heard: Heard,
     interfaces: Interfaces,
+    /// When what was told last.
+    told: BTreeMap<AnotherOwner, Instant>,
 }
 
 impl Ear {
-    fn listen(mut self, mut socket: FrameSocket, ending: &AtomicBool) {
+    fn listen(mut self, mut socket: FrameSocket, ending: &AtomicBool) -> Result<(), KernelError> {
         while !ending.load(Ordering::Relaxed) {
-            match socket.receive(ATTENTION) {
-                Ok(None) => {}
-                Ok(Some((index, frame))) => {
-                    let claim = claim(self.family, frame);
-                    if let Some((address, mac)) = claim
-                        && !self.take(index, address, mac)
-                    {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "listening for other owners of addresses failed");
-                    return;
-                }
+            let frame = socket.receive(ATTENTION).map_err(|source| KernelError::Io {
+                operation: "read",
+                object: "packet socket (other owners of addresses)".to_owned(),
+                source,
+            })?;
+            if let Some((index, frame)) = frame
+                && let Some((says, address, mac)) = statement(self.family, frame)
+                && !self.take(index, says, address, mac)
+            {
+                return Ok(());
             }
         }
+        Ok(())
     }
 
-    /// Tells of a claim if it is another's to a watched address; whether to go on.
-    fn take(&mut self, index: u32, address: IpAddr, mac: MacAddress) -> bool {
-        let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
-        // Nearly all claims are to addresses that nobody watches.
-        if !watched.iter().any(|key| key.address == address) {
+    /// Tells of a statement if it is another's about a watched address; whether to go on.
+    fn take(&mut self, index: u32, says: Says, address: IpAddr, mac: MacAddress) -> bool {
+        // Nearly all frames are about addresses that nobody watches. Nothing is asked while this is locked: the lane
+        // that renews the addresses changes it.
+        let of_address: Vec<AddressKey> = {
+            let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
+            watched.iter().filter(|key| key.address == address).cloned().collect()
+        };
+        if of_address.is_empty() {
             return true;
         }
         let Some(interface) = self.interfaces.foreign(index, mac) else { return true };
-        let key = AddressKey { interface, address };
-        if !watched.contains(&key) {
+        if !of_address.iter().any(|key| key.interface == interface) {
             return true;
         }
-        drop(watched);
-        let another = AnotherOwner { interface: key.interface, address, mac };
+        let another = AnotherOwner { says, interface, address, mac };
+        // One that says it a thousand times a second says nothing new.
+        let now = Instant::now();
+        if self.told.get(&another).is_some_and(|told| now < *told + FRESH) {
+            return true;
+        }
+        self.told.retain(|_, told| now < *told + FRESH);
+        self.told.insert(another.clone(), now);
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard(another)
     }
