@@ -10,7 +10,8 @@
 use nix::sys::signal::Signal;
 use nodenet_e2e::lab::LabSpec;
 use nodenet_e2e::lab::protocol::Exec;
-use nodenet_e2e::lab::scene::{Scene, Steps, Unmet, so};
+use nodenet_e2e::lab::scene::{Scene, Unmet, so};
+use nodenet_e2e::lab::steps::Steps;
 use nodenet_e2e::lab::traffic::longest_outage;
 use nodenet_e2e::tool::init::SHARED;
 use nodenet_e2e::tool::traffic::Transport;

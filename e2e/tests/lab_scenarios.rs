@@ -8,7 +8,8 @@
 )]
 
 use nodenet_e2e::lab::LabSpec;
-use nodenet_e2e::lab::scene::{Scene, Steps, Unmet, so};
+use nodenet_e2e::lab::scene::{Scene, Unmet, so};
+use nodenet_e2e::lab::steps::Steps;
 use nodenet_e2e::lab::traffic::answers;
 use nodenet_e2e::tool::traffic::Transport;
 use std::collections::BTreeSet;
@@ -191,11 +192,11 @@ fn foreign(scene: &Scene) {
     let node = scene.place("k8s-node-2");
     node.run(&["ip", "addr", "add", "192.168.0.77/24", "dev", "ens33"]).unwrap();
     scene
-        .until("the node port on an address of another hand", || {
-            scene.answered("client", "192.168.0.77:39090", &[("prometheus", 1)])
+        .until("the node ports on an address of another hand", || {
+            scene.answered("client", "192.168.0.77:39090", &[("prometheus", 1)])?;
+            scene.answered("client", "192.168.0.77:30981", &EACH_THREE_TIMES)
         })
         .unwrap();
-    scene.answered("client", "192.168.0.77:30981", &EACH_THREE_TIMES).unwrap();
     let servers = scene.servers("k8s-node-2").unwrap();
     assert!(servers.contains_key("TCP 192.168.0.77:39090 rr"), "{servers:#?}");
     scene

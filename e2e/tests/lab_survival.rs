@@ -1,155 +1,166 @@
 //! The data plane outlives agents, operators and the API server.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
 
+use nix::sys::signal::Signal;
 use nodenet_e2e::lab::LabSpec;
-use nodenet_e2e::lab::running::{PATIENCE, Running};
-use nodenet_e2e::tool::traffic::{Attempt, Transport};
+use nodenet_e2e::lab::scene::{Scene, so};
+use nodenet_e2e::lab::steady::SteadyTraffic;
+use nodenet_e2e::lab::steps::Steps;
 
 const NODE: &str = "k8s-node-1";
+const VIP: &str = "192.168.0.15/24";
 const NODE_PORT: &str = "192.168.0.11:30981";
 
-/// A lab in which the client reaches the three pods by the node port of [`NODE`].
-fn serving(operators: u16) -> Option<Running> {
-    let running = Running::start_or_skip(LabSpec::default(), operators).unwrap()?;
-    running.apply_example("002-what-forwards-the-packet").unwrap();
-    running
-        .eventually("nine answers", || {
-            let client = running.lab().place("client");
-            let attempts = client.ask(Transport::Tcp, NODE_PORT.parse().unwrap(), 9)?;
-            Ok(attempts.iter().all(|attempt| attempt.error.is_none()))
+#[test]
+fn the_data_plane_outlives_what_plans_it() {
+    // By default an agent says after two minutes that nobody leads.
+    let flags = ["--operator-period=2s", "--operator-timeout=15s"];
+    let Some(mut scene) = Scene::install_or_skip(LabSpec::default(), &[], &flags).unwrap() else { return };
+    scene.start_all().unwrap();
+    scene.apply_examples().unwrap();
+    let mut steps = Steps::default();
+    steps.run("a killed agent costs no connection, and its successor writes nothing", || {
+        agent_killed(&mut scene);
+    });
+    steps.run("slices deleted by hand cost nothing and are back", || slices_deleted(&scene));
+    steps.run("another operator takes over, and agents tell when nobody leads", || {
+        operators_killed(&mut scene);
+    });
+    steps.run("traffic goes on without the API server, and what changes then arrives", || {
+        api_server_away(&mut scene);
+    });
+    steps.run("a node boots into the last good state with nobody to ask", || cold_boot(&mut scene));
+    assert!(steps.failed().is_empty(), "failed: {:#?}", steps.failed());
+}
+
+/// An outside client asks the three pods by the node port of [`NODE`], and reads from one of them.
+fn traffic(scene: &Scene, per_second: u32) -> SteadyTraffic {
+    let questions = [("client", NODE_PORT, per_second)];
+    SteadyTraffic::start(scene, &questions, &[("client", NODE_PORT)]).unwrap()
+}
+
+fn agent_killed(scene: &mut Scene) {
+    let traffic = traffic(scene, 50);
+    scene.end_agent(NODE, Signal::SIGKILL).unwrap();
+    traffic.goes_on(100).unwrap();
+    scene.start_agent(NODE).unwrap();
+    scene
+        .until("the new agent has seen all virtual servers", || {
+            let servers = scene.metric(NODE, r#"nodenet_agent_virtual_servers{state="programmed"}"#)?;
+            so(servers >= 8.0, format!("{servers}"))
         })
         .unwrap();
-    Some(running)
+    traffic.goes_on(50).unwrap();
+    // About virtual servers, sets and rules; the lifetimes of addresses are renewed all the time.
+    let written = scene.metric(NODE, r#"nodenet_agent_kernel_messages_total{lane="Service"}"#).unwrap();
+    assert_eq!(written, 0.0, "{}", scene.lab().agent_log(NODE).unwrap());
+    assert_eq!(traffic.end().unwrap(), [""; 0]);
 }
 
-fn unanswered(attempts: &[Attempt]) -> Vec<&Attempt> {
-    attempts.iter().filter(|attempt| attempt.error.is_some()).collect()
-}
-
-#[test]
-fn a_killed_agent_costs_no_connection_and_its_successor_writes_nothing() {
-    let Some(mut running) = serving(1) else { return };
-    let client = running.lab().place("client");
-    let download = client.download(NODE_PORT.parse().unwrap()).unwrap();
-    let prober = client.probe(Transport::Tcp, NODE_PORT.parse().unwrap(), 50).unwrap();
-    prober.wait_for_answers(50, PATIENCE).unwrap();
-
-    running.kill_agent(NODE).unwrap();
-    prober.wait_for_answers(150, PATIENCE).unwrap();
-    running.start_agent(NODE).unwrap();
-    running
-        .eventually("the new agent has seen all virtual servers", || {
-            let servers = running.agent_metric(NODE, "nodenet_agent_virtual_servers")?;
-            Ok(servers.is_some_and(|servers| servers >= 2.0))
-        })
-        .unwrap();
-    let answered = prober.attempts().unwrap().len();
-    prober.wait_for_answers(answered + 50, PATIENCE).unwrap();
-
-    let written = running.agent_metric(NODE, "nodenet_agent_kernel_messages_total").unwrap();
-    assert_eq!(written, Some(0.0), "{}", running.lab().agent_log(NODE).unwrap());
-    let attempts = prober.stop().unwrap();
-    assert!(unanswered(&attempts).is_empty(), "{:?} of {}", unanswered(&attempts), attempts.len());
-    let progress = download.stop().unwrap();
-    assert!(progress.iter().all(|report| report.error.is_none()), "{:?}", progress.last());
-}
-
-#[test]
-fn traffic_goes_on_without_the_api_server_and_status_catches_up() {
-    let Some(mut running) = serving(1) else { return };
-    running.apply_example("000-keepalived-vip").unwrap();
-    running.wait_for_condition("Ready", &["vip/prometheus"]).unwrap();
-    let prober = running
-        .lab()
-        .place("client")
-        .probe(Transport::Tcp, "192.168.0.15:39090".parse().unwrap(), 10)
-        .unwrap();
-    prober.wait_for_answers(10, PATIENCE).unwrap();
-    let holders = running.holders("192.168.0.15").unwrap();
-
-    running.lab_mut().cluster_mut().stop_apiserver();
-    // A minute at ten a second: longer than any lifetime of an address.
-    prober.wait_for_answers(610, PATIENCE * 2).unwrap();
-    assert_eq!(running.holders("192.168.0.15").unwrap(), holders, "it moved although nobody was gone");
-    running.lab_mut().cluster_mut().start_apiserver().unwrap();
-
-    let attempts = prober.stop().unwrap();
-    assert!(unanswered(&attempts).is_empty(), "{:?} of {}", unanswered(&attempts), attempts.len());
-    // What changes now is seen again, all the way.
-    running.lab().cluster().kubectl(&["delete", "service", "lvs-svc-test"]).unwrap();
-    running
-        .eventually("the virtual servers of the deleted Service are gone", || {
-            Ok(!running.lab().place(NODE).run(&["ipvsadm", "-Ln"])?.contains(":30981"))
-        })
-        .unwrap();
-    running.wait_for_condition("Ready", &["nns", "--all"]).unwrap();
-}
-
-#[test]
-fn slices_deleted_by_hand_cost_nothing_and_are_back() {
-    let Some(running) = serving(1) else { return };
-    let prober = running.lab().place("client").probe(Transport::Tcp, NODE_PORT.parse().unwrap(), 20).unwrap();
-    prober.wait_for_answers(20, PATIENCE).unwrap();
-    running.lab().cluster().kubectl(&["delete", "nnslice", "--all", "--wait=false"]).unwrap();
-    running
-        .eventually("slices that nobody deletes hold the Service", || {
-            let slices = running.lab().cluster().get(&["nnslice"])?;
+fn slices_deleted(scene: &Scene) {
+    let traffic = traffic(scene, 20);
+    scene.lab().cluster().kubectl(&["delete", "nnslice", "--all", "--wait=false"]).unwrap();
+    scene
+        .until("slices that nobody deletes hold the Service", || {
+            let slices = scene.lab().cluster().get(&["nnslice"])?;
             let items = slices["items"].as_array().cloned().unwrap_or_default();
-            let stays = items.iter().filter(|slice| slice["metadata"]["deletionTimestamp"].is_null());
-            Ok(items.iter().all(|slice| slice["metadata"]["deletionTimestamp"].is_null())
-                && stays.into_iter().any(|slice| slice.to_string().contains("lvs-svc-test")))
+            let stay = items.iter().all(|slice| slice["metadata"]["deletionTimestamp"].is_null());
+            let hold = items.iter().any(|slice| slice.to_string().contains("lvs-svc-test"));
+            so(stay && hold, &slices)
         })
         .unwrap();
-    let answered = prober.attempts().unwrap().len();
-    prober.wait_for_answers(answered + 40, PATIENCE).unwrap();
-    let attempts = prober.stop().unwrap();
-    assert!(unanswered(&attempts).is_empty(), "{:?} of {}", unanswered(&attempts), attempts.len());
+    traffic.goes_on(40).unwrap();
+    assert_eq!(traffic.end().unwrap(), [""; 0]);
 }
 
-#[test]
-fn a_standby_takes_over_from_a_killed_leader_and_agents_tell_when_nobody_leads() {
-    let Some(mut running) = serving(2) else { return };
-    // The first to start leads.
-    running.kill_operator(0);
-    running.apply_example("000-keepalived-vip").unwrap();
-    running.wait_for_condition("Ready", &["vip/prometheus"]).unwrap();
-    // By default an agent says so after two minutes.
-    running.kill_agent(NODE).unwrap();
-    running.start_agent_with(NODE, &["--operator-period=2s", "--operator-timeout=10s"]).unwrap();
-    running.kill_operator(0);
-    running
-        .eventually("OperatorSilent", || Ok(running.condition(&["nns", NODE], "OperatorSilent")?.0 == "True"))
+fn operators_killed(scene: &mut Scene) {
+    let leader = scene.until("a leader", || scene.leader()).unwrap();
+    scene.kill_operator(leader);
+    scene
+        .until("the other one leads", || {
+            let next = scene.leader()?;
+            so(next != leader, format!("{next} leads"))
+        })
         .unwrap();
+    scene.set_third_web_server(false).unwrap();
+    scene.set_third_web_server(true).unwrap();
+    scene.kill_operator(1 - leader);
+    for node in scene.nodes() {
+        scene
+            .until("words about the silent operator", || {
+                let silent = scene.condition(&["nns", &node], "OperatorSilent")?;
+                so(silent.status == "True", format!("{silent:?}"))?;
+                let ready = scene.condition(&["nns", &node], "Ready")?;
+                let word = (ready.status.as_str(), ready.reason.as_str());
+                so(word == ("True", "OperatorSilent"), format!("{ready:?}"))
+            })
+            .unwrap();
+    }
+    scene.answered("client", "192.168.0.15:39090", &[("prometheus", 3)]).unwrap();
+    for number in [0, 1] {
+        scene.start_operator(number).unwrap();
+    }
+    scene.all_ready().unwrap();
 }
 
-#[test]
-fn a_node_boots_into_the_last_good_state_without_api_server_and_operator() {
-    let Some(mut running) = serving(1) else { return };
-    let node = running.lab().place(NODE);
-    running
-        .eventually("the agent's copy on disk", || {
-            Ok(node.attempt(&["sh", "-c", "grep -rq lvs-svc-test /var/lib/nodenet"])?.code == 0)
-        })
-        .unwrap();
-    running.kill_agent(NODE).unwrap();
-    running.kill_operator(0);
-    running.lab_mut().cluster_mut().stop_apiserver();
+fn api_server_away(scene: &mut Scene) {
+    let questions = [("client", "192.168.0.15:39090", 10)];
+    let traffic = SteadyTraffic::start(scene, &questions, &[]).unwrap();
+    let holders = scene.holders(VIP).unwrap();
+    scene.lab_mut().cluster_mut().stop_apiserver();
+    // A minute: longer than any lifetime of an address.
+    traffic.goes_on(600).unwrap();
+    assert_eq!(scene.holders(VIP).unwrap(), holders, "it moved although nobody was gone");
+    scene.lab_mut().cluster_mut().start_apiserver().unwrap();
+    // What changes now is seen again, all the way and back.
+    scene.set_third_web_server(false).unwrap();
+    scene.set_third_web_server(true).unwrap();
+    scene.all_ready().unwrap();
+    assert_eq!(scene.holders(VIP).unwrap(), holders);
+    assert_eq!(traffic.end().unwrap(), [""; 0]);
+}
 
-    // A boot: nothing of ours is in the kernel or in /run.
-    node.run(&[
-        "sh",
-        "-c",
-        "ipvsadm -C; ip link del nodenet0; rm -rf /run/nodenet; iptables-legacy -F; iptables-legacy -t nat -F; \
-         iptables-legacy -t mangle -F; iptables-legacy -X; iptables-legacy -t nat -X; iptables-legacy -t mangle -X; \
-         ipset destroy; true",
-    ])
-    .unwrap();
-    running.restart_agent_without_api(NODE).unwrap();
-    running
-        .eventually("answers by the restored node port", || {
-            let client = running.lab().place("client");
-            let attempts = client.ask(Transport::Tcp, NODE_PORT.parse().unwrap(), 3)?;
-            Ok(attempts.iter().all(|attempt| attempt.error.is_none()))
+/// What a reboot leaves of ours in the kernel and in /run: nothing.
+const REBOOT: &str = "
+    ipvsadm -C
+    for tables in iptables-legacy ip6tables-legacy; do
+        for table in nat filter mangle; do $tables -t $table -F; $tables -t $table -X; done
+    done
+    ipset destroy
+    ip link del nodenet0
+    ip addr del 192.168.0.15/24 dev ens33 || echo it has run out already
+    rm -rf /run/nodenet
+";
+
+fn cold_boot(scene: &mut Scene) {
+    let node = scene.place(NODE);
+    scene
+        .until("the agent's copy on disk", || {
+            so(node.attempt(&["grep", "-rq", "lvs-svc-test", "/var/lib/nodenet"])?.code == 0, "none")
         })
         .unwrap();
+    let exec = scene.prepare_agent(NODE).unwrap();
+    scene.end_agent(NODE, Signal::SIGKILL).unwrap();
+    for number in [0, 1] {
+        scene.kill_operator(number);
+    }
+    scene.lab_mut().cluster_mut().stop_apiserver();
+    node.run(&["sh", "-ec", REBOOT]).unwrap();
+    assert!(scene.servers(NODE).unwrap().is_empty());
+
+    scene.start_prepared_agent(NODE, exec).unwrap();
+    let each = [("web-1", 2), ("web-2", 2), ("web-3", 2)];
+    scene.until("the node port from the disk", || scene.answered("client", NODE_PORT, &each)).unwrap();
+    // Nobody else answers for the virtual IP, and nobody can be asked: it is taken again.
+    scene
+        .until("the virtual IP from the disk", || {
+            scene.answered("client", "192.168.0.15:39090", &[("prometheus", 2)])
+        })
+        .unwrap();
+    assert_eq!(scene.addresses(NODE).unwrap().get(VIP), Some(&true));
 }

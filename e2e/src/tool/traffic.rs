@@ -8,11 +8,14 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long one attempt waits for its answer: longer than a busy guest with one processor takes.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(6);
+
+/// How many attempts a prober leaves without an answer at a time.
+const UNANSWERED: usize = 64;
 
 /// What carries the question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -134,13 +137,24 @@ pub fn ask(transport: Transport, target: SocketAddr, count: u32) {
     }
 }
 
-/// Begins so many attempts each second, whether the earlier ones are answered or not, until it is killed.
+/// Begins so many attempts each second, whether the earlier ones are answered or not, until it is killed. While
+/// [`UNANSWERED`] of them wait, it begins no other: more would keep the guest from ever answering again.
 pub fn probe(transport: Transport, target: SocketAddr, per_second: u32) {
     let period = Duration::from_secs(1) / per_second.max(1);
+    let (begin, begun) = mpsc::sync_channel(0);
+    let begun = Arc::new(Mutex::new(begun));
+    for _ in 0..UNANSWERED {
+        let begun = Arc::clone(&begun);
+        std::thread::spawn(move || {
+            let next = || begun.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            while next().is_ok() {
+                print(&attempt(transport, target));
+            }
+        });
+    }
     let mut next = Instant::now();
-    loop {
-        std::thread::spawn(move || print(&attempt(transport, target)));
-        next += period;
+    while begin.send(()).is_ok() {
+        next = (next + period).max(Instant::now());
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
@@ -157,7 +171,7 @@ fn receive(target: SocketAddr, bytes: &mut u64) -> io::Result<()> {
     let mut server = TcpStream::connect_timeout(&target, ANSWER)?;
     server.write_all(b"stream\n")?;
     // A download that stands still for so long is as good as broken.
-    server.set_read_timeout(Some(Duration::from_secs(10)))?;
+    server.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut buffer = vec![0; 64 << 10];
     let mut told = Instant::now();
     loop {
