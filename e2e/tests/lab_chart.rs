@@ -3,11 +3,11 @@
 
 use nodenet_e2e::lab::cluster::{Cluster, ClusterSpec};
 use nodenet_e2e::lab::error::LabError;
-use nodenet_e2e::lab::nodenet::{NAMESPACE, Nodenet, workspace};
+use nodenet_e2e::lab::nodenet::{NAMESPACE, Nodenet, uninstall_chart, workspace};
 use nodenet_e2e::lab::prerequisites;
-use nodenet_e2e::lab::process::output;
+use nodenet_e2e::lab::process::wait_for;
+use nodenet_e2e::lab::scene::PATIENCE;
 use nodenet_e2e::lab::site::Site;
-use std::process::Command;
 
 const NODES: &str = "nodenet-nodes";
 
@@ -147,8 +147,8 @@ fn examples_and_upgrades_are_taken() {
 #[test]
 fn an_uninstall_leaves_nothing_that_cannot_be_deleted() {
     let Some(lab) = Installed::start() else { return };
-    let program = match Nodenet::built() {
-        Ok(built) => built.operator,
+    let nodenet = match Nodenet::built() {
+        Ok(built) => built,
         Err(error) => {
             println!("SKIP: {error}");
             return;
@@ -160,37 +160,17 @@ fn an_uninstall_leaves_nothing_that_cannot_be_deleted() {
           metadata: {name: slice, finalizers: [nodenet.dev/slice-content]}}\n---\n\
          {apiVersion: nodenet.dev/v1alpha1, kind: VirtualIP, metadata: {name: vip}, spec: {addresses: [192.168.0.15/24]}}\n",
     );
-    let hooks = lab.cluster.helm(&["get", "hooks", "nodenet", "--namespace", NAMESPACE]).expect("hooks");
-    // No kubelet runs the hook's Job here: its program runs with the account that the hook would make for it.
-    lab.cluster.helm(&["uninstall", "nodenet", "--namespace", NAMESPACE, "--no-hooks"]).expect("uninstalled");
-    let account: Vec<&str> = hooks
-        .split("\n---\n")
-        .filter(|hook| !hook.contains("\nkind: Job") && !hook.contains("\nkind: Pod"))
-        .collect();
-    lab.apply(&account.join("\n---\n"));
-    let kubeconfig = tempfile::NamedTempFile::new().expect("a file");
-    let token = lab.cluster.token(NAMESPACE, "nodenet-cleanup").expect("a token");
-    let admin = std::fs::read_to_string(lab.cluster.kubeconfig()).expect("readable");
-    std::fs::write(kubeconfig.path(), with_token(&admin, &token)).expect("written");
-    output(Command::new(program).args(["cleanup", "--kubeconfig"]).arg(kubeconfig.path()), "")
-        .expect("cleaned up");
+    uninstall_chart(&lab.cluster, &nodenet).expect("uninstalled and cleaned up");
     assert_eq!(lab.kubectl(&["get", "nnslice,nns", "-o", "name"]), "");
     assert_eq!(lab.kubectl(&["get", "vip", "-o", "name"]).trim(), "virtualip.nodenet.dev/vip");
-}
-
-/// A kubeconfig with another token.
-fn with_token(kubeconfig: &str, token: &str) -> String {
-    let mut value: serde_json::Value = serde_yaml_ng::from_str(kubeconfig).expect("YAML");
-    value["users"][0]["user"] = serde_json::json!({ "token": token });
-    value.to_string()
 }
 
 #[test]
 fn an_agent_is_held_to_its_own_node() {
     let Some(lab) = Installed::start() else { return };
-    if lab.cluster.minor() < 30 {
+    if lab.cluster.minor() < 31 {
         println!(
-            "SKIP: this API server (1.{}) has no ValidatingAdmissionPolicy; KUBEBUILDER_ASSETS names another",
+            "SKIP: this API server (1.{}) binds no token to a Node; KUBEBUILDER_ASSETS names another",
             lab.cluster.minor()
         );
         return;
@@ -201,13 +181,11 @@ fn an_agent_is_held_to_its_own_node() {
             "{{apiVersion: nodenet.dev/v1alpha1, kind: NodeNetState, metadata: {{name: {node}}}, spec: {{}}}}"
         ));
     }
-    let bound = ["--bound-object-kind=Node", "--bound-object-name=mine"];
-    let token = |more: &[&str]| {
-        let mut arguments = vec!["create", "token", "nodenet-agent", "--namespace", NAMESPACE];
-        arguments.extend(more);
-        format!("--token={}", lab.kubectl(&arguments).trim())
+    let token = |node| {
+        let token = lab.cluster.token(NAMESPACE, "nodenet-agent", node).expect("a token");
+        format!("--token={token}")
     };
-    let (own, nobodys) = (token(&bound), token(&[]));
+    let (own, nobodys) = (token(Some("mine")), token(None));
     let lease = |token: &str, node: &str| {
         let lease = format!(
             "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{name: {node}, namespace: {NODES}}}}}"
@@ -225,11 +203,14 @@ fn an_agent_is_held_to_its_own_node() {
         lab.cluster.kubectl_with(&arguments, &state).map_err(|error| error.to_string())
     };
     // A policy is in force a moment after it was made: the first refusal shows that it is.
-    let begin = std::time::Instant::now();
-    while lease(&nobodys, "unknown").is_ok() {
-        assert!(begin.elapsed().as_secs() < 60, "the policy never came into force");
+    wait_for("the policy in force", PATIENCE, &lab.cluster.kubeconfig(), || {
+        if lease(&nobodys, "unknown").is_err() {
+            return Ok(Some(()));
+        }
         lab.kubectl(&["delete", "lease", "unknown", "-n", NODES]);
-    }
+        Ok(None)
+    })
+    .expect("refused");
     lease(&own, "mine").expect("its own Lease");
     status(&own, "mine").expect("its own status");
     let refused = |result: Result<String, String>, words: &str| {

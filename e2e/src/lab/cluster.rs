@@ -253,27 +253,39 @@ impl Cluster {
         output(command.args(arguments), "")
     }
 
-    /// A token of a ServiceAccount, good for a day.
+    /// A token of a ServiceAccount, good for a day; `node`: as kubelet hands it to a pod of that node, so that
+    /// it says whose it is where the server's release can (1.31 and later).
     ///
     /// # Errors
     /// What kubectl says.
-    pub fn token(&self, namespace: &str, service_account: &str) -> Result<String, LabError> {
-        let token =
-            self.kubectl(&["create", "token", service_account, "--namespace", namespace, "--duration=24h"])?;
-        Ok(token.trim().to_owned())
-    }
-
-    /// Writes a kubeconfig with a ServiceAccount's token, for use in the lab's namespace or the guest.
-    ///
-    /// # Errors
-    /// What kubectl says.
-    pub fn service_account_kubeconfig(
+    pub fn token(
         &self,
         namespace: &str,
         service_account: &str,
+        node: Option<&str>,
     ) -> Result<String, LabError> {
-        let token = self.token(namespace, service_account)?;
-        self.kubeconfig_text(&format!("https://{}", self.endpoint()), &token)
+        let mut arguments =
+            vec!["create", "token", service_account, "--namespace", namespace, "--duration=24h"];
+        if let Some(node) = node.filter(|_| self.minor >= 31) {
+            arguments.extend(["--bound-object-kind=Node", "--bound-object-name", node]);
+        }
+        Ok(self.kubectl(&arguments)?.trim().to_owned())
+    }
+
+    /// A kubeconfig with a token, for use in the lab's namespace or the guest.
+    ///
+    /// # Errors
+    /// When the API server's certificate cannot be read.
+    pub fn inner_kubeconfig_with(&self, token: &str) -> Result<String, LabError> {
+        self.kubeconfig_text(&format!("https://{}", self.endpoint()), token)
+    }
+
+    /// A kubeconfig with a token, usable anywhere on this host.
+    ///
+    /// # Errors
+    /// When the API server's certificate cannot be read.
+    pub fn kubeconfig_with(&self, token: &str) -> Result<String, LabError> {
+        self.kubeconfig_text(&format!("https://localhost:{}", self.forwarder.port()), token)
     }
 
     /// Makes a Node as a kubelet would.
@@ -330,10 +342,9 @@ impl Cluster {
     }
 
     fn write_kubeconfigs(&self) -> Result<(), LabError> {
-        let outer = format!("https://localhost:{}", self.forwarder.port());
-        let inner = format!("https://{}", self.endpoint());
-        for (path, server) in [(self.kubeconfig(), outer), (self.inner_kubeconfig(), inner)] {
-            fs::write(&path, self.kubeconfig_text(&server, ADMIN_TOKEN)?).during("write", path.display())?;
+        let (outer, inner) = (self.kubeconfig_with(ADMIN_TOKEN)?, self.inner_kubeconfig_with(ADMIN_TOKEN)?);
+        for (path, text) in [(self.kubeconfig(), outer), (self.inner_kubeconfig(), inner)] {
+            fs::write(&path, text).during("write", path.display())?;
         }
         Ok(())
     }

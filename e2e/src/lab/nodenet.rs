@@ -2,13 +2,15 @@
 //! the arguments, environment and ServiceAccount that the chart gives it.
 
 use super::Lab;
+use super::cluster::Cluster;
 use super::error::{During, LabError};
 use super::guest::Started;
-use super::process::Process;
+use super::process::{Process, output};
 use super::protocol::Exec;
 use super::workload::Workload;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The release's namespace.
 pub const NAMESPACE: &str = "nodenet-system";
@@ -59,6 +61,25 @@ pub fn workspace() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// Uninstalls the chart, and does what its hook's Job would: no kubelet runs it here, so its program runs on
+/// the host, with the ServiceAccount that Helm would make for it.
+///
+/// # Errors
+/// What Helm, kubectl or `nodenet-operator cleanup` says.
+pub fn uninstall_chart(cluster: &Cluster, nodenet: &Nodenet) -> Result<(), LabError> {
+    let hooks = cluster.helm(&["get", "hooks", "nodenet", "--namespace", NAMESPACE])?;
+    cluster.helm(&["uninstall", "nodenet", "--namespace", NAMESPACE, "--no-hooks"])?;
+    let account: Vec<&str> = hooks
+        .split("\n---\n")
+        .filter(|hook| !hook.contains("\nkind: Job") && !hook.contains("\nkind: Pod"))
+        .collect();
+    cluster.apply(&account.join("\n---\n"))?;
+    let token = cluster.token(NAMESPACE, "nodenet-cleanup", None)?;
+    let kubeconfig = cluster.kubeconfig().with_file_name("cleanup.kubeconfig");
+    fs::write(&kubeconfig, cluster.kubeconfig_with(&token)?).during("write", kubeconfig.display())?;
+    output(Command::new(&nodenet.operator).args(["cleanup", "--kubeconfig"]).arg(&kubeconfig), "").map(drop)
+}
+
 impl Lab {
     /// Installs the chart with Helm, with this lab's API server and ranges and further `--set` values.
     ///
@@ -98,8 +119,7 @@ impl Lab {
         let workload =
             Workload::read(self.cluster(), "deployment", NAMESPACE, "nodenet-operator", &pod, "lab-host")?;
         let kubeconfig = self.site().folder().join(format!("{pod}.kubeconfig"));
-        let text =
-            self.cluster().service_account_kubeconfig(&workload.namespace, &workload.service_account)?;
+        let text = self.kubeconfig_of(&workload, None)?;
         fs::write(&kubeconfig, text).during("write", kubeconfig.display())?;
         let mut argv = vec![nodenet.operator.display().to_string()];
         argv.extend(workload.arguments);
@@ -130,8 +150,7 @@ impl Lab {
     pub fn prepare_agent(&self, nodenet: &Nodenet, node: &str) -> Result<Exec, LabError> {
         let pod = format!("nodenet-agent-{node}");
         let workload = Workload::read(self.cluster(), "daemonset", NAMESPACE, "nodenet-agent", &pod, node)?;
-        let text =
-            self.cluster().service_account_kubeconfig(&workload.namespace, &workload.service_account)?;
+        let text = self.kubeconfig_of(&workload, Some(node))?;
         let kubeconfig = "/run/lab/kubeconfig";
         let place = self.place(node);
         place.put(kubeconfig, &text)?;
@@ -157,8 +176,7 @@ impl Lab {
         let pod = format!("nodenet-agent-{node}");
         let workload = Workload::read(self.cluster(), "daemonset", NAMESPACE, "nodenet-agent", &pod, node)?;
         let kubeconfig = self.site().folder().join(format!("{pod}.kubeconfig"));
-        let text =
-            self.cluster().service_account_kubeconfig(&workload.namespace, &workload.service_account)?;
+        let text = self.kubeconfig_of(&workload, Some(node))?;
         fs::write(&kubeconfig, text).during("write", kubeconfig.display())?;
         let mut argv = vec![nodenet.agent.display().to_string()];
         argv.extend(
@@ -174,6 +192,12 @@ impl Lab {
         let env: Vec<(&str, &str)> =
             workload.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         Process::start_with(Some(self.site().netns()), &self.site().log(&pod), &argv, &env)
+    }
+
+    /// What a pod of a workload would find as its ServiceAccount's; `node`: bound to the node that it runs on.
+    fn kubeconfig_of(&self, workload: &Workload, node: Option<&str>) -> Result<String, LabError> {
+        let token = self.cluster().token(&workload.namespace, &workload.service_account, node)?;
+        self.cluster().inner_kubeconfig_with(&token)
     }
 
     /// What an agent has logged.
