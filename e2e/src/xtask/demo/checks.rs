@@ -1,6 +1,6 @@
 //! Addresses and traffic of the examples.
 
-use super::Demo;
+use super::{Demo, READY};
 use crate::lab::Lab;
 use crate::lab::traffic::answers;
 use crate::tool::traffic::{Attempt, Transport};
@@ -42,7 +42,7 @@ pub(super) fn addresses(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
         holders.values().all(|secondary| *secondary) && !holders.is_empty(),
         lab.place(PREFERRED).run(&["ip", "-br", "-4", "addr", "show", "dev", "ens33"])?.trim().to_owned(),
     );
-    lab.cluster().kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "vip/prometheus"])?;
+    lab.cluster().kubectl(&["wait", "--for=condition=Ready", READY, "vip/prometheus"])?;
     let role = lab.cluster().kubectl(&[
         "get",
         "nns",
@@ -107,7 +107,12 @@ fn expect(
     count: u32,
     expected: &BTreeMap<String, usize>,
 ) -> anyhow::Result<Vec<Attempt>> {
-    let attempts = lab.place(from).ask(Transport::Tcp, to.into(), count)?;
+    // Ready speaks of the latest plan that arrived: the one of what was applied last may be on its way.
+    let mut attempts = Vec::new();
+    super::failover::wait(|| {
+        attempts = lab.place(from).ask(Transport::Tcp, to.into(), count)?;
+        Ok(answers(&attempts) == *expected)
+    })?;
     let seen = answers(&attempts);
     let mut detail: Vec<String> = seen.iter().map(|(pod, times)| format!("{pod} {times}")).collect();
     if let Some(error) = attempts.iter().find_map(|attempt| attempt.error.as_deref()) {

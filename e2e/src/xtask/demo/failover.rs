@@ -1,8 +1,9 @@
 //! The holder of the virtual IP loses its link and gets it back.
 
 use super::checks::{NODE_PORT, PREFERRED, VIRTUAL_IP, holders};
-use super::{Demo, show};
+use super::{Demo, READY, show};
 use crate::lab::Lab;
+use crate::lab::scene::PATIENCE;
 use crate::lab::traffic::longest_outage;
 use crate::tool::traffic::{Attempt, Transport};
 use std::time::{Duration, Instant};
@@ -11,8 +12,6 @@ use std::time::{Duration, Instant};
 const MOVE: Duration = Duration::from_secs(12);
 /// How long a planned move may leave the client without an answer: both nodes live and say what they do.
 const PLANNED: Duration = Duration::from_secs(3);
-/// How long to wait before giving up, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Cuts the holder off, watches the move, and brings it back.
 pub(super) fn run(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
@@ -24,10 +23,8 @@ pub(super) fn run(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
     let cut = Instant::now();
     lab.topology().set_link(PREFERRED, false)?;
     let moved = wait(|| Ok(holders(lab)?.keys().any(|node| node != PREFERRED)))?;
-    let after_cut = prober.attempts()?.len();
-    let answered = wait(|| {
-        Ok(prober.attempts()?[after_cut..].iter().filter(|attempt| attempt.error.is_none()).count() >= 10)
-    })?;
+    let so_far = prober.answered()?;
+    let answered = wait(|| Ok(prober.answered()? >= so_far + 10))?;
     let seen = prober.attempts()?;
     let outage = longest_outage(&seen);
     demo.record("outage at the cut", outage);
@@ -68,10 +65,8 @@ pub(super) fn run(demo: &mut Demo, lab: &Lab) -> anyhow::Result<()> {
             back.elapsed().as_secs_f64()
         ),
     );
-    let ready = lab.cluster().kubectl(&["wait", "--for=condition=Ready", "nns", "--all", "--timeout=60s"]);
-    let answers = |attempts: &[Attempt]| attempts.iter().filter(|attempt| attempt.error.is_none()).count();
-    let so_far = answers(&prober.attempts()?);
-    prober.wait_for_answers(so_far + 20, PATIENCE)?;
+    let ready = lab.cluster().kubectl(&["wait", "--for=condition=Ready", "nns", "--all", READY]);
+    prober.wait_for_answers(prober.answered()? + 20, PATIENCE)?;
     let seen = prober.stop()?;
     let outage = longest_outage(&seen[before.min(seen.len())..]);
     demo.record("outage at the return", outage);

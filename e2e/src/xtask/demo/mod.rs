@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The example folders that are applied.
 const EXAMPLES: &[&str] = &["examples/000-keepalived-vip", "examples/002-what-forwards-the-packet"];
 /// How long things may take to be ready on a busy machine.
-const READY: &str = "--timeout=90s";
+const READY: &str = "--timeout=180s";
 
 /// Installs nodenet into a lab, applies the examples, connects, and moves a virtual IP.
 #[derive(Debug, clap::Args)]
