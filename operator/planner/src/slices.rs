@@ -3,7 +3,9 @@
 //!
 //! * A Service stays in its slice while it fits (sticky), so one change is one write.
 //! * A plan that moves (it outgrew the slice, or the slice is being deleted), and a plan of several parts, is written
-//!   beside the old one. The old one leaves only when the new one was *seen* complete among the published slices.
+//!   beside the old one. The old one leaves only when the new one was *seen* complete among the published slices. That
+//!   holds for a Service that was deleted and made again, too: its plan is under another UID, its virtual servers are
+//!   the same.
 //! * A slice that is being deleted is never written again: its content goes to a new one, then its finalizer goes.
 //! * While a write to a slice is under way the slice gets no other: changes meanwhile go into the next one.
 
@@ -18,6 +20,9 @@ use crate::{Output, Precondition};
 
 /// Revisions above are not ours (the counter would take millennia): they are overwritten, not continued.
 const REVISION_MAX: i64 = 1 << 53;
+/// Passed over when a slice turns up that was never read: its plans may be newer than all that is known, and agents that
+/// can read it follow the highest revision.
+const UNREAD_REVISIONS: i64 = 1 << 20;
 /// Most Services in one slice (the schema's bound).
 const SERVICES_MAX: usize = 1000;
 
@@ -99,6 +104,8 @@ pub(crate) struct Slices {
     slice_bytes: usize,
     part_bytes: usize,
     revision: i64,
+    /// A slice turned up that was never read.
+    unread: bool,
     slices: BTreeMap<String, Slice>,
     services: BTreeMap<Named, Placed>,
     /// (bytes, name) of slices that take content.
@@ -113,6 +120,7 @@ impl Slices {
             slice_bytes,
             part_bytes,
             revision: 0,
+            unread: false,
             slices: BTreeMap::new(),
             services: BTreeMap::new(),
             room: BTreeSet::new(),
@@ -206,6 +214,7 @@ impl Slices {
     pub(crate) fn unreadable(&mut self, name: &str) {
         let slice = self.slices.entry(name.to_owned()).or_default();
         if slice.seen.is_none() {
+            self.unread |= !slice.unreadable;
             slice.unreadable = true;
             self.reroom(name);
         }
@@ -316,15 +325,10 @@ impl Slices {
     /// Writes the plan of a Service under a new revision; `to` is where parts go that have to leave a slice.
     fn place(&mut self, service: &Named, uid: &Arc<str>, parts: Vec<Vec<PortPlan>>, to: Option<&str>) {
         let revision = self.next_revision();
-        let (mut old, mut leaving, same) = match self.services.remove(service) {
-            Some(placed) => (placed.current, placed.leaving, placed.uid == *uid),
-            None => (Vec::new(), Vec::new(), false),
+        let (mut old, mut leaving) = match self.services.remove(service) {
+            Some(placed) => (placed.current, placed.leaving),
+            None => (Vec::new(), Vec::new()),
         };
-        if !same {
-            for (name, plan) in leaving.drain(..) {
-                self.take(&name, &plan);
-            }
-        }
         let count = i32::try_from(parts.len()).unwrap_or(i32::MAX);
         let plans: Vec<Arc<ServicePlan>> = (0..)
             .zip(parts)
@@ -384,11 +388,10 @@ impl Slices {
         for (name, plan) in &current {
             self.insert(name, plan);
         }
-        if leaving.is_empty() && same {
+        if leaving.is_empty() {
             leaving = old;
         } else {
-            // What left first was seen complete; what came between perhaps never was. And nobody waits for the plan of
-            // a Service that was deleted and made again.
+            // What left first was seen complete; what came between perhaps never was.
             for (name, plan) in old {
                 self.take(&name, &plan);
             }
@@ -440,7 +443,7 @@ impl Slices {
     }
 
     fn next_revision(&mut self) -> i64 {
-        self.revision += 1;
+        self.revision += if std::mem::take(&mut self.unread) { UNREAD_REVISIONS } else { 1 };
         self.revision
     }
 

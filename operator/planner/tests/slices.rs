@@ -242,6 +242,52 @@ fn a_follower_writes_nothing_and_takes_over_without_a_write() {
 }
 
 #[test]
+fn the_plans_of_a_slice_that_was_never_read_are_outdone_by_what_is_written_elsewhere() {
+    let mut c = Cluster::new(Settings::default());
+    for i in 0..50 {
+        put_service(&mut c, i, 5);
+    }
+    c.settle();
+    // The highest revisions by far stand where this operator cannot read them.
+    for round in 0..100 {
+        put_service(&mut c, 7, 6 + round % 2);
+        c.settle();
+    }
+    let hidden = c.slices().into_iter().max_by_key(|s| s.spec.revision).unwrap().clone();
+    let name = hidden.metadata.name.clone().unwrap();
+    let now = at(c.now);
+    let mut index = Index::new(Settings::default());
+    for kind in Kind::ALL {
+        for object in c.objects.values().filter(|o| o.kind() == kind) {
+            let change = match object.object_ref() {
+                object if object == ObjectRef::cluster(Kind::NodeNetSlice, &*name) => {
+                    Change::Undecodable { object, service: None, error: "garbage".into() }
+                }
+                _ => Change::Upsert(object.clone()),
+            };
+            index.apply(change, &now);
+        }
+        index.apply(Change::Synced(kind), &now);
+    }
+    let keys = index.lead(&now);
+    let writes = index.plan(&keys, &now);
+    assert!(!puts(&writes).is_empty() && !puts(&writes).contains(&&*name));
+    let mut again = BTreeSet::new();
+    for write in &writes {
+        let Output::PutSlice { spec, .. } = write else { continue };
+        assert!(spec.revision > hidden.spec.revision);
+        for plan in &spec.services {
+            let lost = hidden.spec.services.iter().find(|p| p.name == plan.name);
+            if let Some(lost) = lost {
+                assert!(plan.revision > lost.revision, "{plan:?}");
+                again.insert(&plan.name);
+            }
+        }
+    }
+    assert_eq!(again.len(), hidden.spec.services.len());
+}
+
+#[test]
 fn the_headless_label_takes_a_service_away_and_gives_it_back_live() {
     let mut c = Cluster::new(Settings::default());
     put_service(&mut c, 1, 5);
@@ -273,30 +319,56 @@ fn a_service_deleted_and_made_again_gets_a_plan_under_its_new_uid() {
     assert_ne!(new.keys().next(), old.keys().next());
 }
 
-/// From now on a Service that exists and had a complete plan has one after every single write.
+/// From now on a Service that exists and had a complete plan has one after every single write, if only that of a Service
+/// of the same name which was there before.
 fn watch_plans(c: &mut Cluster) {
-    let had: Rc<RefCell<BTreeSet<(String, String, String)>>> = Rc::default();
+    let had: Rc<RefCell<BTreeSet<ObjectRef>>> = Rc::default();
     c.invariant = Some(Box::new(move |objects: &BTreeMap<ObjectRef, Object>| {
-        let plans = read(&slices_in(objects));
+        let plans = read(&slices_in(objects)).into_keys();
+        let plans: BTreeSet<ObjectRef> =
+            plans.map(|(namespace, name, _)| ObjectRef::namespaced(Kind::Service, namespace, name)).collect();
         let mut had = had.borrow_mut();
-        had.retain(|(namespace, name, uid)| {
-            let service = objects.get(&ObjectRef::namespaced(Kind::Service, &**namespace, &**name));
-            service.is_some_and(|s| s.metadata().uid.as_ref() == Some(uid))
-        });
-        for id in had.iter() {
-            assert!(plans.contains_key(id), "{id:?} has no complete plan at this moment");
+        had.retain(|service| objects.contains_key(service));
+        for service in had.iter() {
+            assert!(plans.contains(service), "{service} has no complete plan at this moment");
         }
-        had.extend(
-            plans
-                .into_keys()
-                .filter(|id| objects.contains_key(&ObjectRef::namespaced(Kind::Service, &*id.0, &*id.1))),
-        );
+        had.extend(plans.into_iter().filter(|service| objects.contains_key(service)));
     }));
+}
+
+/// Deletes a Service and makes it again before anybody plans.
+fn recreate(c: &mut Cluster, number: u32) {
+    let name = ObjectRef::namespaced(Kind::Service, "default", format!("svc-{number}"));
+    let Some(Object::Service(mut service)) = c.objects.remove(&name) else { return };
+    c.send(Change::Delete(name));
+    service.metadata.uid = None;
+    c.put(*service);
+}
+
+#[test]
+fn a_service_made_again_keeps_its_old_plan_until_the_new_one_stands() {
+    for endpoint_count in [3, 140, 2500] {
+        let mut c = Cluster::new(Settings::default());
+        for i in 0..20 {
+            put_service(&mut c, i, 3);
+        }
+        put_service(&mut c, 3, endpoint_count);
+        c.settle();
+        watch_plans(&mut c);
+        // It fits no more where it is, and what it has now stands in several parts or in one.
+        for count in [2600, 150, 4] {
+            recreate(&mut c, 3);
+            c.put(endpoints("default", "svc-3", "svc-3-a", &ips(3, count)));
+            c.settle();
+            assert_eq!(read(&c.slices()), fresh(&c), "from {endpoint_count} to {count}");
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Service(u32),
+    Recreate(u32),
     DeleteService(u32),
     Endpoints(u32, u32, u32),
     DeleteEndpoints(u32, u32),
@@ -314,6 +386,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => svc.clone().prop_map(Step::Service),
         1 => svc.clone().prop_map(Step::DeleteService),
+        2 => svc.clone().prop_map(Step::Recreate),
         8 => (svc.clone(), 0..2_u32, size).prop_map(|(s, e, n)| Step::Endpoints(s, e, n)),
         1 => (svc, 0..2_u32).prop_map(|(s, e)| Step::DeleteEndpoints(s, e)),
         2 => (0..8_usize).prop_map(Step::DeleteSlice),
@@ -350,6 +423,7 @@ fn run(steps: Vec<Step>, failures: u32) {
             Step::Service(i) => {
                 c.put(service("default", &format!("svc-{i}"), &format!("10.96.0.{}", i + 1), None));
             }
+            Step::Recreate(i) => recreate(&mut c, i),
             Step::DeleteService(i) => {
                 c.delete(&ObjectRef::namespaced(Kind::Service, "default", format!("svc-{i}")));
             }
