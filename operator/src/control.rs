@@ -4,9 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use nodenet_planner::{Change, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -17,13 +17,15 @@ use crate::health::Health;
 use crate::lanes::{Lanes, Write};
 use crate::metrics::Metrics;
 use crate::publish::{Class, Error, Publisher, target};
-use crate::queue::{Backoff, Queue};
+use crate::queue::{Backoff, PAUSE, Queue};
 use crate::watch::{Seen, Source};
 
 /// Changes taken from the channel at once.
 const BATCH: usize = 512;
 /// The loop turns at least this often, so that the probes see that it does.
 const TURN: Duration = Duration::from_secs(5);
+/// First and longest pause after another hand was faster: its write is on the way to here, and a failover may wait.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// At the end, time for writes that are under way.
 const LAST_WRITES: Duration = Duration::from_secs(3);
 /// Events that are kept for an API server that is away.
@@ -50,6 +52,9 @@ pub struct Control {
     unsent_due: Instant,
     /// The term of leadership, on standby none.
     term: Option<u64>,
+    /// The NodeNetStates as they are after the term began. What is known of them until then may lack the last writes of
+    /// another leader.
+    reading: FuturesUnordered<BoxFuture<'static, Vec<Change>>>,
     /// Number of the last plan.
     plan: u64,
     started: Instant,
@@ -80,6 +85,7 @@ impl Control {
             unsent: Vec::new(),
             unsent_due: Instant::now(),
             term: None,
+            reading: FuturesUnordered::new(),
             plan: 0,
             started: Instant::now(),
             publisher,
@@ -110,7 +116,7 @@ impl Control {
                 }
                 if term.is_some() && self.term != term {
                     self.term = term;
-                    self.lead();
+                    self.lead(&source);
                 }
             }
             let wake = self.wake();
@@ -119,6 +125,11 @@ impl Control {
                 () = &mut stop => break,
                 changed = self.leadership.changed() => role = Some(changed),
                 Some(ended) = self.under_way.next() => self.ended(ended),
+                Some(states) = self.reading.next() => {
+                    for change in states {
+                        self.change(Seen { change, at: Instant::now() });
+                    }
+                }
                 taken = watches.take(&mut batch, BATCH) => {
                     if taken == 0 {
                         break;
@@ -157,16 +168,20 @@ impl Control {
         wake
     }
 
-    fn lead(&mut self) {
+    fn lead(&mut self, source: &Source) {
         self.metrics.leader(true);
         let at = Instant::now();
-        for key in self.index.lead(&self.now()) {
+        let now = self.now();
+        self.index.apply(Change::Lost(Kind::NodeNetState), &now);
+        self.reading.push(source.clone().states().boxed());
+        for key in self.index.lead(&now) {
             self.keys.add_now(key, at);
         }
     }
 
     fn stand_by(&mut self) {
         self.term = None;
+        self.reading.clear();
         self.metrics.leader(false);
         self.index = Index::new(self.index.settings().clone());
         self.keys.clear();
@@ -181,6 +196,10 @@ impl Control {
         let kinds = self.undecodable.note(&change);
         if let Some(kind) = kinds {
             self.metrics.undecodable(kind, self.undecodable.count(kind));
+        }
+        if !self.reading.is_empty() && matches!(change, Change::Synced(Kind::NodeNetState)) {
+            // The list that is being read is newer.
+            return;
         }
         let now = self.now();
         let keys = self.index.apply(change, &now);
@@ -290,8 +309,10 @@ impl Control {
                     }
                     return;
                 };
-                let pause = self.failed.failed(&object, Instant::now());
-                if error.class() == Class::Conflict {
+                let conflict = error.class() == Class::Conflict;
+                let pauses = if conflict { LOOK_AGAIN } else { PAUSE };
+                let pause = self.failed.failed(&object, pauses, Instant::now());
+                if conflict {
                     debug!("{object} was changed by another hand; looking again in {pause:?}");
                     return;
                 }

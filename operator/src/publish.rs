@@ -5,11 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event as ApiEvent;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
-use nodenet_crds::{NodeNetSlice, NodeNetState, OPERATOR_FIELD_MANAGER, SLICE_FINALIZER, VirtualIP};
+use nodenet_crds::{
+    NodeNetSlice, NodeNetState, NodeNetStateSpec, OPERATOR_FIELD_MANAGER, SLICE_FINALIZER, VirtualIP,
+};
 use nodenet_planner::{Event, Kind, Object, ObjectRef, Output, Precondition};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -29,7 +31,7 @@ pub enum Error {
     Request {
         /// The object.
         object: ObjectRef,
-        /// `create`, `replace`, `apply`, `delete`, `release`.
+        /// `create`, `replace`, `apply-status`, `delete`, `release`.
         verb: &'static str,
         /// What the client said.
         source: Box<kube::Error>,
@@ -167,7 +169,8 @@ impl Publisher {
             Output::PutSlice { .. } => ("NodeNetSlice", "replace"),
             Output::DeleteSlice { .. } => ("NodeNetSlice", "delete"),
             Output::ReleaseSlice { .. } => ("NodeNetSlice", "release"),
-            Output::PutState { .. } => ("NodeNetState", "apply"),
+            Output::PutState { replaces: None, .. } => ("NodeNetState", "create"),
+            Output::PutState { .. } => ("NodeNetState", "replace"),
             Output::DeleteState { .. } => ("NodeNetState", "delete"),
             Output::VirtualIPStatus { .. } => ("VirtualIP", "apply-status"),
             Output::Event(_) => ("Event", "create"),
@@ -213,19 +216,28 @@ impl Publisher {
             }
             Output::ReleaseSlice { name, expect } => gone_is_done(self.release(name, expect).await),
             Output::PutState { node, node_uid, spec, replaces } => {
-                let mut metadata = json!({ "name": node });
-                if let Some(uid) = replaces.as_ref().and_then(|r| r.uid.as_ref()) {
-                    set(&mut metadata, "uid", json!(uid));
-                }
-                if let Some(version) = replaces.as_ref().and_then(|r| r.resource_version.as_ref()) {
-                    set(&mut metadata, "resourceVersion", json!(version));
-                }
-                if let Some(uid) = node_uid {
-                    let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": uid }]);
-                    set(&mut metadata, "ownerReferences", owner);
-                }
-                let body = applied::<NodeNetState>(metadata, "spec", json!(spec));
-                let state = self.states.patch(node, &apply(), &Patch::Apply(&body)).await?;
+                let owner = node_uid.as_ref().map(|uid| OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: node.clone(),
+                    uid: uid.clone(),
+                    ..OwnerReference::default()
+                });
+                let state = match replaces {
+                    None => {
+                        let mut state = NodeNetState::new(node, spec.clone());
+                        state.metadata.owner_references = owner.map(|owner| vec![owner]);
+                        self.states.create(&manager, &state).await?
+                    }
+                    Some(expect) => {
+                        let patch = replacement(expect, spec, owner.as_ref())?;
+                        let params = PatchParams {
+                            field_manager: Some(OPERATOR_FIELD_MANAGER.into()),
+                            ..PatchParams::default()
+                        };
+                        self.states.patch(node, &params, &patch).await?
+                    }
+                };
                 Ok(Some(state.into()))
             }
             Output::DeleteState { node, expect } => {
@@ -301,6 +313,24 @@ impl Publisher {
         }
         result.map(|_| None)
     }
+}
+
+/// Replaces the spec of the version that is expected; labels and annotations of other hands stay. Server-side apply
+/// could not say that an object must not exist, and a mixture of both leaves removed fields behind.
+fn replacement(
+    expect: &Precondition,
+    spec: &NodeNetStateSpec,
+    owner: Option<&OwnerReference>,
+) -> Result<Patch<()>, kube::Error> {
+    let mut steps = vec![json!({ "op": "replace", "path": "/spec", "value": spec })];
+    // It names a version of this object and of no other: the UID goes without saying.
+    if let Some(version) = &expect.resource_version {
+        steps.push(json!({ "op": "replace", "path": "/metadata/resourceVersion", "value": version }));
+    }
+    if let Some(owner) = owner {
+        steps.push(json!({ "op": "add", "path": "/metadata/ownerReferences", "value": [owner] }));
+    }
+    serde_json::from_value(Value::Array(steps)).map(Patch::Json).map_err(kube::Error::SerdeError)
 }
 
 fn reference(object: &ObjectRef, uid: Option<String>) -> ObjectReference {

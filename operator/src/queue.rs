@@ -115,7 +115,7 @@ impl<K: Hash + Eq + Clone> Queue<K> {
 }
 
 /// First and longest pause after a failure.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+pub const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 #[derive(Debug)]
 struct Failing {
@@ -138,10 +138,11 @@ impl<K: Hash + Eq + Clone> Default for Backoff<K> {
 }
 
 impl<K: Hash + Eq + Clone> Backoff<K> {
-    /// `key` failed. Returns the pause until it is due again.
-    pub fn failed(&mut self, key: &K, now: Instant) -> Duration {
+    /// `key` failed. Returns the pause until it is due again: `first`, doubled with each failure before, and at most
+    /// `longest`.
+    pub fn failed(&mut self, key: &K, (first, longest): (Duration, Duration), now: Instant) -> Duration {
         let failing = self.failing.entry(key.clone()).or_insert(Failing { failures: 0, waits: false });
-        let pause = PAUSE.0.saturating_mul(2u32.saturating_pow(failing.failures.min(16))).min(PAUSE.1);
+        let pause = first.saturating_mul(2u32.saturating_pow(failing.failures.min(16))).min(longest);
         if !failing.waits {
             failing.failures += 1;
             failing.waits = true;
@@ -241,7 +242,7 @@ mod tests {
         let mut t = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            pauses.push(b.failed(&"a", t).as_millis());
+            pauses.push(b.failed(&"a", PAUSE, t).as_millis());
             assert!(b.waits(&"a"));
             t = b.next_due().unwrap();
             assert_eq!(b.pop(t), Some("a"));
@@ -250,15 +251,15 @@ mod tests {
         assert_eq!(pauses[..4], [100, 200, 400, 800]);
         assert_eq!(pauses.last(), Some(&30_000));
         b.succeeded(&"a");
-        assert_eq!(b.failed(&"a", t), 100 * MS, "a success starts over");
+        assert_eq!(b.failed(&"a", PAUSE, t), 100 * MS, "a success starts over");
     }
 
     #[test]
     fn a_key_that_fails_twice_is_due_once() {
         let mut b = Backoff::default();
         let t = Instant::now();
-        b.failed(&"a", t);
-        b.failed(&"a", t);
+        b.failed(&"a", PAUSE, t);
+        b.failed(&"a", PAUSE, t);
         assert_eq!(b.len(), 1);
         b.succeeded(&"a");
         assert!(b.is_empty() && b.next_due().is_none());

@@ -13,6 +13,8 @@ use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ListParams;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -105,6 +107,42 @@ impl Source {
         tasks.spawn(watch(Kind::NodeNetSlice).run::<NodeNetSlice>(Api::all(client())));
         Watches { receiver, _tasks: tasks }
     }
+}
+
+impl Source {
+    /// The NodeNetStates as they are now, as a list that a watch would show. It is asked for until it comes.
+    pub async fn states(self) -> Vec<Change> {
+        let api: Api<DeserializeGuard<NodeNetState>> = Api::all(self.client.clone());
+        loop {
+            let error = match timeout(LISTING, list(Kind::NodeNetState, &api)).await {
+                Ok(Ok(changes)) => return changes,
+                Ok(Err(error)) => crate::publish::explain(&error),
+                Err(_) => Broken::Silent.to_string(),
+            };
+            warn!("cannot read the NodeNetStates, so none is written: {error}");
+            sleep(PAUSE_AWAY).await;
+        }
+    }
+}
+
+/// All objects of a kind, not older than the request.
+async fn list<K>(kind: Kind, api: &Api<DeserializeGuard<K>>) -> Result<Vec<Change>, kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + fmt::Debug,
+    Object: From<K>,
+{
+    let mut changes = vec![Change::Listing(kind)];
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        changes.extend(page.items.into_iter().map(|guard| shown(kind, guard)));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    changes.push(Change::Synced(kind));
+    Ok(changes)
 }
 
 struct Watch {
@@ -212,33 +250,41 @@ impl Watch {
         match event {
             Event::Init => Change::Listing(self.kind),
             Event::InitDone => Change::Synced(self.kind),
-            Event::Delete(guard) => Change::Delete(self.name(guard.meta())),
-            Event::InitApply(guard) | Event::Apply(guard) => match guard.0 {
-                Ok(mut object) => {
-                    object.managed_fields_mut().clear();
-                    Change::Upsert(object.into())
-                }
-                Err(invalid) => Change::Undecodable {
-                    object: self.name(&invalid.metadata),
-                    service: (self.kind == Kind::EndpointSlice)
-                        .then(|| invalid.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME).cloned())
-                        .flatten(),
-                    error: invalid.error,
-                },
-            },
-        }
-    }
-
-    fn name(&self, metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectRef {
-        ObjectRef {
-            kind: self.kind,
-            namespace: metadata.namespace.clone().unwrap_or_default(),
-            name: metadata.name.clone().unwrap_or_default(),
+            Event::Delete(guard) => Change::Delete(name(self.kind, guard.meta())),
+            Event::InitApply(guard) | Event::Apply(guard) => shown(self.kind, guard),
         }
     }
 
     async fn send(&self, change: Change) -> Result<(), Ended> {
         self.sender.send(Seen { change, at: Instant::now() }).await.map_err(|_| Ended)
+    }
+}
+
+fn shown<K>(kind: Kind, guard: DeserializeGuard<K>) -> Change
+where
+    K: Resource,
+    Object: From<K>,
+{
+    match guard.0 {
+        Ok(mut object) => {
+            object.managed_fields_mut().clear();
+            Change::Upsert(object.into())
+        }
+        Err(invalid) => Change::Undecodable {
+            object: name(kind, &invalid.metadata),
+            service: (kind == Kind::EndpointSlice)
+                .then(|| invalid.metadata.labels.as_ref()?.get(LABEL_SERVICE_NAME).cloned())
+                .flatten(),
+            error: invalid.error,
+        },
+    }
+}
+
+fn name(kind: Kind, metadata: &ObjectMeta) -> ObjectRef {
+    ObjectRef {
+        kind,
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
     }
 }
 

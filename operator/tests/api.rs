@@ -4,7 +4,8 @@
 
 mod cluster;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Value2, published};
 use k8s_openapi::api::core::v1::Service;
@@ -12,9 +13,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
-use nodenet_crds::{NodeNetSlice, NodeNetState, VirtualIP};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use nodenet_crds::{AssignedState, NodeNetSlice, NodeNetState, NodeNetStateSpec, VirtualIP};
+use nodenet_operator::metrics::Metrics;
+use nodenet_operator::publish::{Class, Publisher};
+use nodenet_planner::{Output, Precondition};
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 fn address(service: usize, endpoint: usize) -> String {
     format!("10.244.{}.{}", service % 250, endpoint + 1)
@@ -301,4 +306,160 @@ async fn cleanup_removes_what_was_published_and_nothing_else() {
     assert!(states.list(&ListParams::default()).await.unwrap().items.is_empty());
     let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
     assert!(services.get("s2").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_is_written_over_the_version_that_was_read_and_over_no_other() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    let publisher = Publisher::new(&cluster.client, "test", &Metrics::new());
+    let states: Api<NodeNetState> = Api::all(cluster.client.clone());
+    let range = "10.244.7.0/24".to_owned();
+    let spec = NodeNetStateSpec { pod_cidrs: vec![range], ..NodeNetStateSpec::default() };
+    let put = |spec: &NodeNetStateSpec, version: Option<String>| {
+        let replaces = version.map(|v| Precondition { uid: None, resource_version: Some(v) });
+        let (node, node_uid) = ("n1".to_owned(), Some("of-the-node".to_owned()));
+        Output::PutState { node, node_uid, spec: spec.clone(), replaces }
+    };
+    let version = async || states.get("n1").await.unwrap().metadata.resource_version;
+    let refused = async |output: Output| {
+        let error = publisher.write(&output).await.unwrap_err();
+        assert_eq!(error.class(), Class::Conflict, "{error}");
+    };
+    publisher.write(&put(&spec, None)).await.unwrap();
+    refused(put(&spec, None)).await;
+
+    let first = version().await;
+    cluster.report("n1", json!({ "observedGeneration": 1, "sliceRevision": 1 })).await;
+    refused(put(&NodeNetStateSpec::default(), first)).await;
+    let label = json!({ "metadata": { "labels": { "whose": "another-hands" } } });
+    states.patch("n1", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    publisher.write(&put(&NodeNetStateSpec::default(), version().await)).await.unwrap();
+
+    let after = states.get("n1").await.unwrap();
+    assert_eq!(after.spec, NodeNetStateSpec::default(), "what a spec lacks is gone");
+    assert_eq!(after.metadata.labels.unwrap()["whose"], "another-hands");
+    assert_eq!(after.metadata.owner_references.unwrap()[0].uid, "of-the-node");
+    assert_eq!(after.status.unwrap().slice_revision, Some(1));
+}
+
+/// What an agent does to be alive, and what it says of virtual IPs.
+struct FakeAgent {
+    cluster: Arc<Cluster>,
+    node: &'static str,
+    address: &'static str,
+    revision: i64,
+}
+
+impl FakeAgent {
+    /// Reports the spec as done. Each report differs from the one before.
+    async fn report(&mut self) {
+        let states: Api<NodeNetState> = Api::all(self.cluster.client.clone());
+        let Some(state) = states.get_opt(self.node).await.unwrap() else { return };
+        self.revision += 1;
+        let virtual_ips: Vec<_> = state
+            .spec
+            .virtual_ips
+            .iter()
+            .map(|v| {
+                let held = v.addresses.iter().filter(|_| v.state == AssignedState::Active);
+                let addresses: Vec<_> = held
+                    .map(|a| json!({ "address": a, "interface": "ens33", "role": "Secondary" }))
+                    .collect();
+                json!({ "name": v.name, "state": v.state, "addresses": addresses })
+            })
+            .collect();
+        let interface = json!({ "name": "ens33", "up": true, "addresses": [self.address] });
+        let status = json!({
+            "observedGeneration": state.metadata.generation,
+            "sliceRevision": self.revision,
+            "interfaces": [interface],
+            "virtualIPs": virtual_ips,
+        });
+        self.cluster.report(self.node, status).await;
+    }
+
+    /// Lives until it is aborted, and reports at every `pause`.
+    fn live(mut self, pause: Duration) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let mut renewed = None;
+            loop {
+                if renewed.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(1)) {
+                    renewed = Some(Instant::now());
+                    self.cluster.renew_lease(self.node).await;
+                }
+                self.report().await;
+                tokio::time::sleep(pause).await;
+            }
+        })
+    }
+}
+
+/// Changes the status of a NodeNetState as fast as the API server takes it.
+async fn write_without_end(states: Api<NodeNetState>, node: &'static str) {
+    for version in 0.. {
+        let status = json!({ "status": { "agentVersion": version.to_string() } });
+        let _ = states.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_is_not_held_up_by_an_agent_that_writes_its_status_all_the_time() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    let cluster = Arc::new(cluster);
+    let nodes = [("n1", "192.168.0.11"), ("n2", "192.168.0.12")];
+    for (node, address) in nodes {
+        cluster.node(node, address).await;
+    }
+    let operator = cluster.operator("a");
+    let states: Api<NodeNetState> = Api::all(cluster.client.clone());
+    let holder = async || {
+        let all = states.list(&ListParams::default()).await.unwrap().items;
+        let active = |s: &NodeNetState| s.spec.virtual_ips.iter().any(|v| v.state == AssignedState::Active);
+        let mut names = all.iter().filter(|s| active(s)).filter_map(|s| s.metadata.name.clone());
+        let first = names.next();
+        assert_eq!(names.next(), None, "two nodes are told to hold it");
+        first
+    };
+    let agent = |(node, address): (&'static str, &'static str), pause: Duration| {
+        let address = if address.ends_with("11") { "192.168.0.11/24" } else { "192.168.0.12/24" };
+        FakeAgent { cluster: cluster.clone(), node, address, revision: 0 }.live(pause)
+    };
+    let calm = Duration::from_millis(500);
+    let mut first = agent(nodes[0], calm);
+    let mut second = agent(nodes[1], calm);
+    let _: VirtualIP = cluster
+        .put_cluster(json!({ "metadata": { "name": "web" }, "spec": { "addresses": ["192.168.0.15/24"] } }))
+        .await;
+    cluster.until("n1 holds it", async || holder().await.as_deref() == Some("n1")).await;
+    for (from, to, pause, more) in [(0, 1, calm, 0), (1, 0, Duration::from_millis(20), 0), (0, 1, calm, 1)] {
+        let (dying, living) = if from == 0 { (&mut first, &mut second) } else { (&mut second, &mut first) };
+        living.abort();
+        *living = agent(nodes[to], pause);
+        let noise: Vec<_> =
+            (0..more).map(|_| tokio::spawn(write_without_end(states.clone(), nodes[to].0))).collect();
+        dying.abort();
+        let before = operator.metric("nodenet_operator_api_writes_total", "onflict");
+        cluster
+            .until("the old holder is told", async || holder().await.as_deref() != Some(nodes[from].0))
+            .await;
+        let took = cluster
+            .until("the other holds it", async || holder().await.as_deref() == Some(nodes[to].0))
+            .await;
+        let conflicts = operator.metric("nodenet_operator_api_writes_total", "onflict") - before;
+        noise.iter().for_each(JoinHandle::abort);
+        println!(
+            "status every {pause:?} and {more} writers without a pause: taken {took:?} after it was taken away, {conflicts} conflicts"
+        );
+        // No agent writes that often; but then, too, it is only a matter of time.
+        assert!(more > 0 || took < Duration::from_secs(2), "{took:?}");
+        *dying = agent(nodes[from], calm);
+        // Its Lease must have been seen renewed before it can hold anything again.
+        cluster
+            .until("it lives again", async || {
+                let state = states.get(nodes[from].0).await.unwrap();
+                let status = state.status.unwrap_or_default();
+                status.observed_generation == state.metadata.generation
+            })
+            .await;
+    }
 }

@@ -75,6 +75,8 @@ pub(crate) struct StateInfo {
     /// Whether the object exists.
     pub(crate) exists: bool,
     pub(crate) uid: Option<String>,
+    /// Version that was seen last: what replaces another one was planned from something else.
+    pub(crate) resource_version: Option<String>,
     /// UID of the Node that owns it.
     pub(crate) owner: Option<String>,
     pub(crate) generation: i64,
@@ -203,6 +205,7 @@ impl StateInfo {
         }
         self.exists = true;
         self.uid = meta.uid;
+        self.resource_version = meta.resource_version;
         let owners = meta.owner_references.unwrap_or_default();
         self.owner = owners.into_iter().find(|o| o.kind == "Node").map(|o| o.uid);
         self.generation = generation;

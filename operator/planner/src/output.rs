@@ -77,8 +77,9 @@ pub enum Output {
         node_uid: Option<String>,
         /// Whole spec.
         spec: NodeNetStateSpec,
-        /// The version that is replaced; `None`: the object is to be created. Agents write the status of the same
-        /// object all the time, so only the UID is given here.
+        /// The version that is replaced; `None`: the object is to be created and must not exist. Agents write the
+        /// status of the same object, which only costs another look: a leader that does not know what is published
+        /// must not give an address to a node.
         replaces: Option<Precondition>,
     },
     /// Delete the NodeNetState of a Node that does not exist any more.

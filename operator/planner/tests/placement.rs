@@ -7,10 +7,10 @@ mod simulation;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use nodenet_crds::NodePriority;
-use nodenet_planner::{Kind, Output, Settings};
+use nodenet_crds::{AssignedState, NodeNetStateSpec, NodePriority};
+use nodenet_planner::{Change, Kind, Output, Settings};
 use proptest::prelude::*;
-use simulation::{Cluster, s, virtual_ip};
+use simulation::{Cluster, at, s, virtual_ip};
 
 const ADDRESS: &str = "192.168.0.15/24";
 
@@ -394,6 +394,55 @@ fn a_node_whose_state_was_deleted_under_its_living_agent_is_waited_for() {
     assert_eq!((c.has_address(ADDRESS), c.active("web")), (vec!["n1".to_owned()], Vec::new()));
     c.kill("n1");
     c.run_until(s(12), |c| c.has_address(ADDRESS) == ["n2"]);
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_deposed_leader_cannot_make_a_former_holder_active_again() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n1"]);
+    let mut deposed = c.another_leader();
+    c.set_ready("n1", false);
+    c.run(s(5));
+    assert_eq!(c.active("web"), ["n2"]);
+    // To its knowledge n1 is the holder still, and something else of its state is to change.
+    let mut node = simulation::node("n1", "192.168.0.11");
+    node.spec.as_mut().unwrap().pod_cidr = Some("10.244.7.0/24".into());
+    let keys = deposed.apply(Change::Upsert(node.into()), &at(c.now));
+    let writes = deposed.plan(&keys, &at(c.now));
+    let active = |spec: &NodeNetStateSpec| spec.virtual_ips.iter().any(|v| v.state == AssignedState::Active);
+    let of_n1 = |w: &Output| matches!(w, Output::PutState { node, spec, .. } if node == "n1" && active(spec));
+    assert!(writes.iter().any(of_n1), "{writes:?}");
+    c.operator = false;
+    for write in writes {
+        c.write(write);
+    }
+    assert_eq!(c.active("web"), ["n2"]);
+    c.run(s(5));
+    assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_leader_that_learns_late_where_an_address_went_does_not_give_it_to_another_node_too() {
+    let mut c = cluster(2);
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(5));
+    let late = c.another_leader();
+    c.set_ready("n1", false);
+    c.run(s(5));
+    c.set_ready("n1", true);
+    c.run(s(1));
+    assert_eq!(c.active("web"), ["n2"]);
+    c.index = late;
+    c.agents.get_mut("n2").unwrap().obeys = false;
+    c.relist();
+    c.run(s(5));
+    assert_eq!(c.doubles, Vec::<String>::new());
+    c.agents.get_mut("n2").unwrap().obeys = true;
+    c.run(s(5));
+    assert_eq!((c.active("web").len(), c.has_address(ADDRESS).len()), (1, 1));
     assert_eq!(c.doubles, Vec::<String>::new());
 }
 

@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use super::*;
 
 /// An API server in memory: Nodes, Services and EndpointSlices to list, and a record of what is written.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Server {
     services: usize,
     /// Writes to objects of this name are refused.
     poisoned: &'static str,
+    /// The NodeNetStates to list.
+    states: Arc<Mutex<Vec<Value>>>,
     writes: Arc<Mutex<Vec<(Instant, String)>>>,
 }
 
@@ -43,6 +45,7 @@ impl Server {
                     })
                 })
                 .collect(),
+            "nodenetstates" => self.states.lock().unwrap().clone(),
             _ => Vec::new(),
         }
     }
@@ -58,7 +61,10 @@ impl Server {
         } else {
             let bytes = request.into_body().collect_bytes().await.unwrap();
             let mut object: Value = serde_json::from_slice(&bytes).unwrap();
-            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            let name = match object["metadata"]["name"].as_str() {
+                Some(name) => name.to_owned(),
+                None => path.rsplit('/').next().unwrap().to_owned(),
+            };
             self.writes.lock().unwrap().push((Instant::now(), name.clone()));
             if name == self.poisoned {
                 let status = json!({ "kind": "Status", "status": "Failure", "code": 422, "reason": "Invalid",
@@ -99,7 +105,7 @@ async fn run(server: &Server, leadership: Leadership, time: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_is_refused_is_tried_ever_later_and_holds_up_no_other() {
-    let server = Server { services: 20, poisoned: "nodenet-0000", writes: Arc::default() };
+    let server = Server { services: 20, poisoned: "nodenet-0000", ..Server::default() };
     run(&server, Leadership::forever(), Duration::from_secs(60)).await;
     let refused = server.written("nodenet-0000");
     assert!((8..=12).contains(&refused.len()), "{} attempts in a minute", refused.len());
@@ -113,7 +119,26 @@ async fn a_write_that_is_refused_is_tried_ever_later_and_holds_up_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn a_standby_writes_nothing() {
-    let server = Server { services: 20, poisoned: "", writes: Arc::default() };
+    let server = Server { services: 20, ..Server::default() };
     run(&server, Leadership::never(), Duration::from_secs(60)).await;
     assert!(server.writes.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_leader_wrote_last_is_read_before_a_state_is_written() {
+    let state = |spec: &nodenet_crds::NodeNetStateSpec, version: &str| json!({ "metadata": { "name": "n1", "uid": "s", "resourceVersion": version, "generation": 1 }, "spec": spec });
+    let node = json!({ "metadata": { "name": "n1" } });
+    let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(node).unwrap();
+    let now = Now { monotonic: Duration::ZERO, wall: Timestamp::UNIX_EPOCH };
+    let planned = nodenet_planner::render(Settings::default(), vec![node.into()], &now);
+    let server = Server::default();
+    server.states.lock().unwrap().push(state(&Default::default(), "1"));
+    let leader = server.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        // No watch shows it.
+        *leader.states.lock().unwrap() = vec![state(&planned.states[0].spec, "2")];
+    });
+    run(&server, Leadership::after(Duration::from_secs(10)), Duration::from_secs(20)).await;
+    assert_eq!(server.written("n1").len(), 0);
 }

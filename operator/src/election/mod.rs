@@ -151,6 +151,20 @@ impl Leadership {
         Self(watch::channel(Term { role, until: Instant::now(), heard: None }).1)
     }
 
+    /// Stands by for a while, then leads for ever.
+    #[cfg(test)]
+    pub(crate) fn after(wait: Duration) -> Self {
+        let until = Instant::now() + Duration::from_secs(1_000_000);
+        let standby = Term { role: Role::Standby { leader: None }, until, heard: None };
+        let (term, leadership) = watch::channel(standby);
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            term.send_modify(|term| term.role = Role::Leader { term: 1 });
+            std::future::pending::<()>().await;
+        });
+        Self(leadership)
+    }
+
     /// Waits for the next change of the role. Pends for ever once the election is over.
     pub async fn changed(&mut self) -> Role {
         if self.0.changed().await.is_err() {

@@ -170,6 +170,30 @@ impl Cluster {
             .await;
     }
 
+    /// A sign of life of a node's agent.
+    pub async fn renew_lease(&self, node: &str) {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NODES);
+        let lease = json!({ "metadata": { "name": node }, "spec": {
+            "holderIdentity": node,
+            "leaseDurationSeconds": 8,
+            "renewTime": format!("{:.6}", jiff::Timestamp::now()),
+        }});
+        let _: Lease = self.write(leases, lease).await;
+    }
+
+    /// Writes the status of a NodeNetState, as its agent does.
+    pub async fn report(&self, node: &str, status: Value) {
+        let states: Api<NodeNetState> = Api::all(self.client.clone());
+        let body = json!({
+            "apiVersion": NodeNetState::api_version(&()),
+            "kind": NodeNetState::kind(&()),
+            "metadata": { "name": node },
+            "status": status,
+        });
+        let params = PatchParams::apply("agent").force();
+        states.patch_status(node, &params, &Patch::Apply(&body)).await.unwrap();
+    }
+
     pub async fn slices(&self) -> Vec<NodeNetSlice> {
         let api: Api<NodeNetSlice> = Api::all(self.client.clone());
         api.list(&ListParams::default()).await.unwrap().items

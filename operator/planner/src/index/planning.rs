@@ -184,7 +184,10 @@ impl Index {
         for address in state.may_have() {
             self.near.entry(address).or_default().insert(name.to_owned());
         }
-        let replaces = state.exists.then(|| Precondition { uid: state.uid.clone(), resource_version: None });
+        let replaces = state.exists.then(|| Precondition {
+            uid: state.uid.clone(),
+            resource_version: state.resource_version.clone(),
+        });
         Output::PutState { node: name.to_owned(), node_uid, spec, replaces }
     }
 
@@ -215,7 +218,8 @@ impl Index {
             return None;
         }
         state.in_flight = Some(InFlight::Delete);
-        let expect = Precondition { uid: state.uid.clone(), resource_version: None };
+        let expect =
+            Precondition { uid: state.uid.clone(), resource_version: state.resource_version.clone() };
         Some(Output::DeleteState { node: name.to_owned(), expect })
     }
 
@@ -425,7 +429,11 @@ impl Index {
         };
         // The lives that this decision leans on end by time alone.
         earlier(self.agents.next_step(&holder.node, now.monotonic));
-        vip.granted.retain(|a| nets.iter().any(|n| n.addr() == *a));
+        // What the holder is not told to have, by a write that failed or by another hand, another node may have by now.
+        let told = self.facts.states.get(&holder.node);
+        vip.granted.retain(|a| {
+            nets.iter().any(|n| n.addr() == *a) && told.is_some_and(|state| state.is_assigned(*a))
+        });
         for net in &nets {
             let address = net.addr();
             if vip.granted.contains(&address) {

@@ -390,7 +390,24 @@ impl Cluster {
         panic!("the planner does not come to rest");
     }
 
-    fn write(&mut self, output: Output) {
+    /// Another replica that leads, with what is there now: it hears of no later change.
+    pub fn another_leader(&self) -> Index {
+        let now = at(self.now);
+        let mut index = Index::new(self.settings.clone());
+        for kind in Kind::ALL {
+            index.apply(Change::Listing(kind), &now);
+            for object in self.objects.values().filter(|o| o.kind() == kind) {
+                index.apply(Change::Upsert(object.clone()), &now);
+            }
+            index.apply(Change::Synced(kind), &now);
+        }
+        let keys = index.lead(&now);
+        assert_eq!(index.plan(&keys, &now), Vec::<Output>::new(), "it has nothing to do");
+        index
+    }
+
+    /// Does one write, as the API server does.
+    pub fn write(&mut self, output: Output) {
         let failed = |name: &str, kind: Kind| Change::WriteFailed(ObjectRef::cluster(kind, name));
         let fails = !self.api || (self.fail)();
         match output.clone() {
@@ -433,8 +450,10 @@ impl Cluster {
             }
             Output::PutState { node, spec, replaces, .. } => {
                 let current = self.state(&node).cloned();
-                let have = current.as_ref().map(|s| s.metadata.uid.clone());
-                if fails || replaces.map(|p| p.uid) != have {
+                let version =
+                    |s: &NodeNetState| (s.metadata.uid.clone(), s.metadata.resource_version.clone());
+                let have = current.as_ref().map(version);
+                if fails || replaces.map(|p| (p.uid, p.resource_version)) != have {
                     return self.send(failed(&node, Kind::NodeNetState));
                 }
                 let mut state = current.unwrap_or_else(|| NodeNetState::new(&node, spec.clone()));
@@ -444,8 +463,9 @@ impl Cluster {
                 self.send(Change::Wrote(stored.clone()));
                 self.send(Change::Upsert(stored));
             }
-            Output::DeleteState { node, .. } => {
-                if fails {
+            Output::DeleteState { node, expect } => {
+                let have = self.state(&node).map(|s| s.metadata.resource_version.clone());
+                if fails || have != Some(expect.resource_version) {
                     return self.send(failed(&node, Kind::NodeNetState));
                 }
                 self.writes.push(output);
