@@ -50,7 +50,7 @@ pub struct Index {
     wanted: Claims,
     /// Who has an address in force.
     in_force: Claims,
-    /// Nodes that may have an address; more than there are, never fewer.
+    /// Nodes that may have an address, or say that they do; more than there are, never fewer.
     near: BTreeMap<IpAddr, BTreeSet<String>>,
 
     /// Grows with every change of a Node or of a node's interfaces: specs must be judged again.

@@ -86,6 +86,9 @@ pub(crate) struct StateInfo {
     /// Addresses that an earlier spec let the node hold, and the first generation that does not: until the agent has
     /// confirmed that generation it may have them.
     ghosts: BTreeMap<IpAddr, i64>,
+    /// Addresses that some spec let the node hold, as far as this process can know. Of others its agent may say what it
+    /// likes: one node's word must not keep an address from all nodes.
+    ever_assigned: BTreeSet<IpAddr>,
     /// Faults that were reported, by virtual IP.
     faults: BTreeMap<String, Faults>,
     /// Since when the reported interfaces are as they are (monotonic).
@@ -149,7 +152,13 @@ impl StateInfo {
                 *first = generation;
             }
         }
-        let confirmed = object.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
+        let confirmed = confirmed_generation(object.status.as_ref(), generation).unwrap_or(0);
+        if !self.exists && self.uid.is_none() && !own {
+            // Of the specs before this process looked, only the entries are left.
+            let all = object.spec.virtual_ips.iter().flat_map(|v| &v.addresses);
+            self.ever_assigned.extend(all.filter_map(|a| address_of(a)));
+        }
+        self.ever_assigned.extend(active_addresses(&object.spec));
         if change.spec {
             let now_active: BTreeSet<IpAddr> = active_addresses(&object.spec).collect();
             let mut dropped: Vec<IpAddr> = active_addresses(&self.spec).collect();
@@ -224,7 +233,7 @@ impl StateInfo {
     /// The object is gone; what its node held it may still hold, as nobody can confirm anything now.
     pub(crate) fn gone(&mut self) {
         self.exists = false;
-        let held: Vec<IpAddr> = active_addresses(&self.spec).chain(self.reported_addresses()).collect();
+        let held: Vec<IpAddr> = active_addresses(&self.spec).chain(self.believed_addresses()).collect();
         for address in held {
             self.ghosts.insert(address, i64::MAX);
         }
@@ -243,6 +252,10 @@ impl StateInfo {
         active.flat_map(|v| &v.addresses).filter_map(|a| address_of(&a.address))
     }
 
+    fn believed_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.reported_addresses().filter(|a| self.ever_assigned.contains(a))
+    }
+
     /// Whether a spec that is published, or is just being written, lets the node hold `address`.
     pub(crate) fn is_assigned(&self, address: IpAddr) -> bool {
         let in_flight = match &self.in_flight {
@@ -256,17 +269,17 @@ impl StateInfo {
 
     /// Whether the node may still have `address` although no spec lets it: its agent says so, or has not confirmed yet.
     pub(crate) fn lingers(&self, address: IpAddr) -> bool {
-        self.ghosts.contains_key(&address) || self.reported_addresses().any(|a| a == address)
+        self.ghosts.contains_key(&address) || self.believed_addresses().any(|a| a == address)
     }
 
     /// Whether the node may have any virtual IP.
     pub(crate) fn holds_anything(&self) -> bool {
         !self.ghosts.is_empty()
             || active_addresses(&self.spec).next().is_some()
-            || self.reported_addresses().next().is_some()
+            || self.believed_addresses().next().is_some()
     }
 
-    /// All addresses that the node may have.
+    /// All addresses that the node may have, or says it has.
     pub(crate) fn may_have(&self) -> BTreeSet<IpAddr> {
         let in_flight = match &self.in_flight {
             Some(InFlight::Put(spec)) => Some(&**spec),

@@ -203,7 +203,12 @@ fn held_condition(
     match &vip.wait {
         Wait::Nobody(why) => return word(Status::False, reason::NOT_HELD, why.clone()),
         Wait::Release(old) => {
-            let message = if holder.is_some_and(|h| h.node != *old) {
+            let message = if !facts.nodes.contains_key(old) {
+                format!(
+                    "Node {old} was deleted, but its agent still runs and may hold the addresses: stop it, or restart \
+                     that machine; {node} takes over once the agent has let go or is gone"
+                )
+            } else if holder.is_some_and(|h| h.node != *old) {
                 format!("{node} takes over as soon as {old} has let go, or its addresses have surely run out")
             } else {
                 format!("waits until {old} has let go, or its addresses have surely run out")

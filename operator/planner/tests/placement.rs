@@ -6,8 +6,10 @@ mod simulation;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use nodenet_crds::{AssignedState, NodeNetStateSpec, NodePriority};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use nodenet_crds::{
+    AddressOnNode, AssignedState, NodeNetStateSpec, NodePriority, VirtualIPOnNode, VirtualIPState,
+};
 use nodenet_planner::{Change, Kind, Output, Settings};
 use proptest::prelude::*;
 use simulation::{Cluster, at, s, virtual_ip};
@@ -392,6 +394,9 @@ fn a_node_whose_state_was_deleted_under_its_living_agent_is_waited_for() {
     c.delete_named(Kind::NodeNetState, "n1");
     c.run(s(30));
     assert_eq!((c.has_address(ADDRESS), c.active("web")), (vec!["n1".to_owned()], Vec::new()));
+    let (_, reason, message) = c.condition("web", "Held");
+    assert_eq!(reason, "WaitingForFence");
+    assert!(message.contains("Node n1 was deleted") && message.contains("stop it"), "{message}");
     c.kill("n1");
     c.run_until(s(12), |c| c.has_address(ADDRESS) == ["n2"]);
     assert_eq!(c.doubles, Vec::<String>::new());
@@ -444,6 +449,44 @@ fn a_leader_that_learns_late_where_an_address_went_does_not_give_it_to_another_n
     c.run(s(5));
     assert_eq!((c.active("web").len(), c.has_address(ADDRESS).len()), (1, 1));
     assert_eq!(c.doubles, Vec::<String>::new());
+}
+
+#[test]
+fn what_a_node_says_of_addresses_that_it_was_never_given_holds_up_no_other() {
+    for restart in [false, true] {
+        let mut c = cluster(3);
+        let mut vip = virtual_ip("web", &[ADDRESS]);
+        vip.spec.node_selector = Some(LabelSelector {
+            match_labels: None,
+            match_expressions: Some(vec![LabelSelectorRequirement {
+                key: "kubernetes.io/hostname".into(),
+                operator: "NotIn".into(),
+                values: Some(vec!["n3".into()]),
+            }]),
+        });
+        c.put(vip);
+        c.run(s(5));
+        c.agents.get_mut("n3").unwrap().reports = false;
+        let mut state = c.state("n3").unwrap().clone();
+        state.status.as_mut().unwrap().virtual_ips = vec![VirtualIPOnNode {
+            name: "web".into(),
+            state: VirtualIPState::Active,
+            message: None,
+            addresses: vec![AddressOnNode { address: ADDRESS.into(), interface: "eth0".into(), role: None }],
+        }];
+        c.put(state);
+        c.run(s(1));
+        let (status, reason, message) = c.condition("web", "Held");
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "DuplicateOwner"), "{message}");
+        assert!(message.contains("n3"), "{message}");
+        if restart {
+            c.restart_operator();
+            c.run(s(3));
+        }
+        c.kill("n1");
+        c.run_until(s(15), |c| c.has_address(ADDRESS) == ["n2"]);
+        assert_eq!(c.doubles, Vec::<String>::new());
+    }
 }
 
 #[derive(Clone, Debug)]

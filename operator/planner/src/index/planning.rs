@@ -458,12 +458,13 @@ impl Index {
     fn in_the_way(&mut self, address: IpAddr, holder: &str, now: &Now) -> Option<String> {
         let near = self.near.get_mut(&address)?;
         let states = &self.facts.states;
-        near.retain(|n| states.get(n).is_some_and(|s| s.is_assigned(address) || s.lingers(address)));
+        near.retain(|n| states.get(n).is_some_and(|s| s.may_have().contains(&address)));
         near.iter()
             .filter(|n| *n != holder)
             .find(|n| {
-                let assigned = states.get(*n).is_some_and(|s| s.is_assigned(address));
-                assigned || self.agents.life(n, now.monotonic) != Life::Fenced
+                let Some(state) = states.get(*n) else { return false };
+                let alive = || self.agents.life(n, now.monotonic) != Life::Fenced;
+                state.is_assigned(address) || (state.lingers(address) && alive())
             })
             .cloned()
     }
