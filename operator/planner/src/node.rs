@@ -128,6 +128,12 @@ fn changed_entries(a: &NodeNetStateSpec, b: &NodeNetStateSpec) -> Vec<String> {
     a.virtual_ips.iter().filter(other).map(|v| v.name.clone()).collect()
 }
 
+/// The generation that a status speaks of. One that is not there yet is that of an object of the same name which was
+/// deleted: its agent has not seen the new one.
+fn confirmed_generation(status: Option<&NodeNetStateStatus>, generation: i64) -> Option<i64> {
+    status?.observed_generation.filter(|observed| *observed <= generation)
+}
+
 impl StateInfo {
     /// Takes a new version in.
     pub(crate) fn observe(&mut self, object: NodeNetState, answer: bool, now: Duration) -> StateChange {
@@ -226,8 +232,7 @@ impl StateInfo {
 
     /// Whether the agent has reported on the spec as it is now.
     pub(crate) fn confirmed(&self) -> bool {
-        let observed = self.status.as_ref().and_then(|s| s.observed_generation);
-        self.exists && observed.is_some_and(|g| g >= self.generation)
+        self.exists && confirmed_generation(self.status.as_ref(), self.generation) == Some(self.generation)
     }
 
     /// The object is gone; what its node held it may still hold, as nobody can confirm anything now.
@@ -452,6 +457,19 @@ mod tests {
         assert_eq!(fits(primary, Some("ens33")), Fit::Yes { down: None });
         assert_eq!(fits(None, None), Fit::NoSubnet(net), "it is not in the kernel");
         assert_eq!(fits(None, Some("ens33")), Fit::NoInterface);
+    }
+
+    #[test]
+    fn a_status_that_speaks_of_a_deleted_object_confirms_nothing() {
+        let mut object = reports(false);
+        object.metadata.generation = Some(2);
+        let mut confirmed = |observed| {
+            object.status.as_mut().unwrap().observed_generation = Some(observed);
+            let mut state = StateInfo::default();
+            state.observe(object.clone(), false, Duration::ZERO);
+            state.confirmed()
+        };
+        assert_eq!([1, 2, 7].map(&mut confirmed), [false, true, false]);
     }
 
     #[test]
