@@ -249,6 +249,10 @@ async fn an_address_claimed_twice_is_refused_in_words_and_the_first_is_unaffecte
     let Some(cluster) = Cluster::empty().await else { return };
     cluster.node("n1", "192.168.0.11").await;
     let operator = cluster.operator("a");
+    let states: Api<NodeNetState> = Api::all(cluster.client.clone());
+    cluster.until("n1 has a state", async || states.get_opt("n1").await.unwrap().is_some()).await;
+    let interface = json!({ "name": "ens33", "up": true, "addresses": ["192.168.0.11/24"] });
+    cluster.report("n1", json!({ "interfaces": [interface] })).await;
     let vips: Api<VirtualIP> = Api::all(cluster.client.clone());
     let vip = |name: &str, address: &str| json!({ "metadata": { "name": name }, "spec": { "addresses": [address], "interface": "ens33" } });
     let _: VirtualIP = cluster.put_cluster(vip("b-first", "192.168.0.15/24")).await;

@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     pub(crate) nodes: BTreeMap<String, NodeInfo>,
     pub(crate) states: BTreeMap<String, StateInfo>,
     pub(crate) services: BTreeMap<Named, ServiceInfo>,
+    /// There are no agents whose reports could be waited for: what only they know is taken to be as it should.
+    pub(crate) offline: bool,
 }
 
 /// Order of ownership of an address: the older object, then the first name.
@@ -127,6 +129,8 @@ impl InForce {
 /// Why a spec is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
+    /// Nothing is wrong with it as far as is known, and not enough is known.
+    pub(crate) waits: bool,
     pub(crate) reason: &'static str,
     /// Names the field and what must change.
     pub(crate) message: String,
@@ -142,7 +146,12 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     fn refused(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { refusal: Some(Refusal { reason, message: message.into() }), usable: None }
+        Self { refusal: Some(Refusal { waits: false, reason, message: message.into() }), usable: None }
+    }
+
+    fn waits(message: impl Into<String>) -> Self {
+        let refusal = Refusal { waits: true, reason: reason::PENDING, message: message.into() };
+        Self { refusal: Some(refusal), usable: None }
     }
 }
 
@@ -166,7 +175,8 @@ pub(crate) fn claimed(spec: &VirtualIPSpec) -> BTreeSet<IpAddr> {
     spec.addresses.iter().filter_map(|a| a.parse::<IpNet>().ok()).map(|n| n.addr()).collect()
 }
 
-/// Judges the spec of the VirtualIP `name`. `held` are the addresses that are in force for it already.
+/// Judges the spec of the VirtualIP `name`. `held` are the addresses that are in force for it already, `holder` is the
+/// node that is to hold them now.
 pub(crate) fn judge(
     name: &str,
     spec: &VirtualIPSpec,
@@ -174,6 +184,7 @@ pub(crate) fn judge(
     facts: &Facts,
     claims: &Claims,
     held: &BTreeSet<IpAddr>,
+    holder: Option<&str>,
 ) -> Verdict {
     let found = violations(spec);
     if !found.is_empty() {
@@ -216,10 +227,25 @@ pub(crate) fn judge(
     }
     let nets: Vec<IpNet> = addresses.iter().map(|(_, n)| *n).collect();
     let interface = spec.interface.as_deref();
+    let reported = |node: &str| facts.states.get(node).and_then(StateInfo::reported).is_some();
+    let any_reported = selected.iter().any(|(node, _)| reported(node));
     let mut candidates = BTreeMap::new();
     let mut without = None;
+    let mut unheard = Vec::new();
     for (node, info) in &selected {
-        match fit(Some(info), facts.states.get(*node), &nets, interface) {
+        // Where other nodes speak for themselves, nothing is supposed of one that does not; the addresses of a Node say
+        // what subnets it has, while nothing says what its interfaces are called.
+        let supposed = facts.offline || (!any_reported && interface.is_none());
+        let fit = match reported(node) || supposed {
+            true => fit(Some(info), facts.states.get(*node), &nets, interface),
+            // It was found fit before, and nothing says that it is not any more.
+            false if holder == Some(node.as_str()) => Fit::Yes { down: None },
+            false => {
+                unheard.push(node.as_str());
+                continue;
+            }
+        };
+        match fit {
             Fit::Yes { .. } => {
                 let of = spec.priorities.iter().find(|p| selector::matches(&p.node_selector, &info.labels));
                 candidates.insert((*node).clone(), of.map_or(DEFAULT_PRIORITY, |p| p.priority));
@@ -229,7 +255,16 @@ pub(crate) fn judge(
         }
     }
     if candidates.is_empty() {
-        return Verdict::refused(reason::NO_CANDIDATE, no_candidate(spec, facts, &selected, without));
+        if !any_reported && !facts.offline {
+            return Verdict::waits(
+                "no agent of the selected Nodes has reported its interfaces yet, so it is not known which of them can \
+                 carry the addresses",
+            );
+        }
+        return Verdict::refused(
+            reason::NO_CANDIDATE,
+            no_candidate(spec, facts, &selected, &unheard, without),
+        );
     }
     let plain: Vec<IpAddr> = nets.iter().map(IpNet::addr).collect();
     let (_, problems) = bindings::bind(&spec.services, &plain, |s| facts.services.get(s).cloned());
@@ -242,6 +277,7 @@ pub(crate) fn judge(
             BindingProblem::Unusable(words) => format!("spec.services[{i}]: {words}"),
         });
         Refusal {
+            waits: false,
             reason: if missing { reason::SERVICE_NOT_FOUND } else { reason::INVALID },
             message: words.collect::<Vec<_>>().join("; "),
         }
@@ -296,11 +332,20 @@ fn no_candidate(
     spec: &VirtualIPSpec,
     facts: &Facts,
     selected: &[(&String, &NodeInfo)],
+    unheard: &[&str],
     without: Option<IpNet>,
 ) -> String {
-    let nodes = match selected {
-        [(only, _)] => format!("Node {only}"),
-        all => format!("any of the {} selected Nodes", all.len()),
+    let heard = match selected.len() - unheard.len() {
+        1 => "the selected Node".to_owned(),
+        n => format!("any of the {n} selected Nodes"),
+    };
+    let nodes = match (selected, unheard) {
+        ([(only, _)], _) => format!("Node {only}"),
+        (_, []) => heard,
+        (_, [one]) => format!("{heard} whose agent has reported ({one} has not)"),
+        (_, [first, more @ ..]) => {
+            format!("{heard} whose agent has reported ({first} and {} more have not)", more.len())
+        }
     };
     let mut interfaces = BTreeSet::new();
     for (name, _) in selected {

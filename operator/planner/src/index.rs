@@ -97,6 +97,13 @@ impl Index {
         }
     }
 
+    /// As [`Index::new`], for a cluster that consists of what is shown to it, without agents that report.
+    pub(crate) fn offline(settings: Settings) -> Self {
+        let mut index = Self::new(settings);
+        index.facts.offline = true;
+        index
+    }
+
     /// The settings it was made with.
     pub fn settings(&self) -> &Settings {
         &self.facts.settings

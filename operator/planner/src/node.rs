@@ -185,11 +185,12 @@ impl StateInfo {
         }
         let before = self.status.take().unwrap_or_default();
         let status = object.status;
+        let interfaces = status.as_ref().map(|s| s.interfaces.as_slice()).unwrap_or_default();
+        change.interfaces = before.interfaces != interfaces;
+        if change.interfaces {
+            self.interfaces_since = now;
+        }
         if let Some(after) = &status {
-            change.interfaces = before.interfaces != after.interfaces;
-            if change.interfaces {
-                self.interfaces_since = now;
-            }
             for v in &after.virtual_ips {
                 if v.state == VirtualIPState::Fault && !for_a_dead_link(v, after) {
                     let known = before

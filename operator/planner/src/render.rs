@@ -34,12 +34,13 @@ fn lease(node: &str, renew: Timestamp) -> Object {
 
 /// Plans `objects` as if they were all there is, every agent lived and let go what it is told to: of the candidates of
 /// a VirtualIP the one with the highest priority is to hold it, then the first by name. What an agent would report is
-/// not made up: `Held` and `Programmed` stay Unknown, while `Accepted` says what is wrong with a spec.
+/// not made up: `Held` and `Programmed` stay Unknown, while `Accepted` says what is wrong with a spec. An interface that
+/// a VirtualIP names is taken to be there.
 ///
 /// NodeNetStates and NodeNetSlices among the objects are taken as published: holders and places stay. `now` appears as
 /// the time of conditions.
 pub fn render(settings: Settings, objects: Vec<Object>, now: &Now) -> Rendered {
-    let mut index = Index::new(settings);
+    let mut index = Index::offline(settings);
     let mut states: BTreeMap<String, NodeNetState> = BTreeMap::new();
     let mut slices: BTreeMap<String, NodeNetSlice> = BTreeMap::new();
     let mut virtual_ips: BTreeMap<String, VirtualIP> = BTreeMap::new();

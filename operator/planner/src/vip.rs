@@ -13,7 +13,7 @@ use nodenet_crds::{
 use crate::accept::{Facts, InForce, Refusal};
 use crate::agents::{Agents, Life};
 use crate::bindings::Frontends;
-use crate::node::{Fit, fit};
+use crate::node::{Fit, StateInfo, fit};
 use crate::placement::{Candidate, CurrentHolder, Standing};
 
 /// The object, as last decoded.
@@ -147,7 +147,12 @@ pub(crate) fn candidates(
                 (standing, against) = (Standing::Unable, why);
             }
         };
-        match fit(Some(info), state, addresses, in_force.interface.as_deref()) {
+        let fit = match state.and_then(StateInfo::reported) {
+            Some(_) => fit(Some(info), state, addresses, in_force.interface.as_deref()),
+            // It was found fit before, and nothing says that it is not any more.
+            None => Fit::Yes { down: None },
+        };
+        match fit {
             Fit::Yes { down: None } => {}
             Fit::Yes { down: Some(interface) } => unable(format!("its interface {interface} is down")),
             Fit::NoInterface => unable("the interface is not there any more".to_owned()),

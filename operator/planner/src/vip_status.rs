@@ -177,12 +177,16 @@ fn accepted(vip: &Vip) -> Word {
         None => word(Status::True, reason::ACCEPTED, "the spec is in force"),
         Some(refusal) => {
             let generation = vip.object.as_ref().and_then(|o| o.generation);
+            let nowhere = [reason::PENDING, reason::NO_CANDIDATE, reason::NO_MATCHING_NODES];
             let stays = match &vip.in_force {
                 None => "",
-                Some(f) if f.generation == generation => "; the rest of the spec is in force",
+                Some(f) if f.generation == generation && !nowhere.contains(&refusal.reason) => {
+                    "; the rest of the spec is in force"
+                }
                 Some(_) => "; until then, what was accepted before stays in force",
             };
-            word(Status::False, refusal.reason, format!("{}{stays}", refusal.message))
+            let status = if refusal.waits { Status::Unknown } else { Status::False };
+            word(status, refusal.reason, format!("{}{stays}", refusal.message))
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use nodenet_crds::{FrontendKind, ServiceBinding, VirtualIP};
 use nodenet_planner::{Kind, ObjectRef, Output, Settings};
-use simulation::{Cluster, endpoints, read, s, service, virtual_ip};
+use simulation::{Cluster, endpoints, node, read, s, service, virtual_ip};
 
 const ADDRESS: &str = "192.168.0.15/24";
 
@@ -312,5 +312,80 @@ fn an_endpoint_of_a_bound_service_is_one_write_and_leaves_the_virtual_ip_ready()
     c.settle();
     let writes = c.take_writes();
     assert!(matches!(writes.as_slice(), [Output::PutSlice { .. }]), "{writes:?}");
+    assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn an_interface_that_no_node_has_is_refused_although_one_agent_was_never_heard_of() {
+    let mut c = cluster();
+    c.put(node("n4", "192.168.0.14"));
+    c.run(s(1));
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.interface = Some("ens99".into());
+    c.put(vip);
+    c.run(s(2));
+    let (status, reason, message) = c.condition("web", "Accepted");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "NoCandidate"), "{message}");
+    for word in ["ens99", "eth0", "n4 has not"] {
+        assert!(message.contains(word), "{message:?} lacks {word:?}");
+    }
+    let assigned = (1..=4).filter_map(|i| c.state(&format!("n{i}"))).any(|s| !s.spec.virtual_ips.is_empty());
+    assert!(!assigned, "nothing is in force");
+}
+
+#[test]
+fn a_node_whose_agent_was_never_heard_of_is_no_candidate_beside_others() {
+    let mut c = cluster();
+    c.put(node("n4", "192.168.0.14"));
+    c.put(virtual_ip("web", &[ADDRESS]));
+    c.run(s(2));
+    assert_eq!(c.condition("web", "Ready").0, "True");
+    assert!(c.state("n4").unwrap().spec.virtual_ips.is_empty());
+    c.add_agent("n4");
+    c.run(s(2));
+    assert_eq!(c.state("n4").unwrap().spec.virtual_ips.len(), 1);
+}
+
+#[test]
+fn a_virtual_ip_waits_for_the_first_report_where_only_agents_know_whether_it_fits() {
+    let mut named = virtual_ip("web", &[ADDRESS]);
+    named.spec.interface = Some("eth0".into());
+    let elsewhere = virtual_ip("web", &["172.16.0.9/24"]);
+    for (vip, fits) in [(named, true), (elsewhere, false)] {
+        let mut c = Cluster::new(settings());
+        for i in 1..=2 {
+            c.put(node(&format!("n{i}"), &format!("192.168.0.1{i}")));
+        }
+        c.put(vip);
+        c.run(s(20));
+        let (status, reason, message) = c.condition("web", "Accepted");
+        assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "Pending"), "{message}");
+        assert_eq!(c.condition("web", "Ready").1, "Pending");
+        assert!(c.events.is_empty(), "nothing is wrong: {:?}", c.events);
+        c.add_agent("n1");
+        c.run(s(5));
+        let (status, _, message) = c.condition("web", "Accepted");
+        assert_eq!(status, if fits { "True" } else { "False" }, "{message}");
+        assert_eq!(c.condition("web", "Held").0, if fits { "True" } else { "False" });
+    }
+}
+
+#[test]
+fn a_holder_stays_although_what_it_reported_is_lost() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("web", &[ADDRESS]);
+    vip.spec.interface = Some("eth0".into());
+    c.put(vip);
+    c.run(s(2));
+    assert_eq!(c.active("web"), ["n1"]);
+    // Its agent keeps what it has, and does not get round to reporting on the new object.
+    let agent = c.agents.get_mut("n1").unwrap();
+    (agent.obeys, agent.reports) = (false, false);
+    c.delete_named(Kind::NodeNetState, "n1");
+    c.run(s(20));
+    assert_eq!((c.active("web"), c.has_address(ADDRESS)), (vec!["n1".to_owned()], vec!["n1".to_owned()]));
+    let agent = c.agents.get_mut("n1").unwrap();
+    (agent.obeys, agent.reports) = (true, true);
+    c.run(s(2));
     assert_eq!(c.condition("web", "Ready").0, "True");
 }

@@ -293,7 +293,9 @@ impl Index {
         let Some(object) = vip.object.as_ref().filter(|_| vip.error.is_none()) else { return };
         vip.judged = Some(self.epoch);
         let held = vip.in_force.iter().flat_map(|f| &f.addresses).map(|(_, n)| n.addr()).collect();
-        let verdict = accept::judge(name, &object.spec, object.generation, &self.facts, &self.wanted, &held);
+        let holder = vip.holder.as_ref().map(|h| h.node.as_str());
+        let verdict =
+            accept::judge(name, &object.spec, object.generation, &self.facts, &self.wanted, &held, holder);
         let spec_unchanged =
             vip.in_force.as_ref().is_none_or(|f| f.generation.is_some() && f.generation == object.generation);
         let take = match &verdict.refusal {
@@ -312,7 +314,7 @@ impl Index {
             };
             if let Some(refusal) = &verdict.refusal {
                 // After a restart what is wrong for long is no news.
-                if !told(refusal) {
+                if !refusal.waits && !told(refusal) {
                     out.push(Output::Event(event(
                         name,
                         vip,
