@@ -1,5 +1,7 @@
 //! `nodenet-operator run`: puts the parts together and takes them apart in order.
 
+use std::net::SocketAddr;
+
 use nodenet_client::ApiServers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as flag;
@@ -39,7 +41,14 @@ pub enum Error {
 /// # Errors
 /// What prevents the start; afterwards everything is retried.
 pub async fn run(options: Run) -> Result<(), Error> {
-    let settings = options.planning.settings();
+    let mut settings = options.planning.settings();
+    settings.api_servers = options
+        .connection
+        .api_servers
+        .iter()
+        .filter_map(|s| s.parse::<SocketAddr>().ok())
+        .map(|a| a.ip())
+        .collect();
     settings.check()?;
     let identity = options.identity.unwrap_or_else(identity);
     let client = ApiServers::new(&options.connection.access()).await?.client();

@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     pub(crate) nodes: BTreeMap<String, NodeInfo>,
     pub(crate) states: BTreeMap<String, StateInfo>,
     pub(crate) services: BTreeMap<Named, ServiceInfo>,
+    /// Where the API servers are, by the endpoints of their Service.
+    pub(crate) api_servers: BTreeSet<IpAddr>,
     /// There are no agents whose reports could be waited for: what only they know is taken to be as it should.
     pub(crate) offline: bool,
 }
@@ -312,6 +314,9 @@ fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<Str
         if let Some(net) = node.pod_cidrs.iter().find(|n| n.contains(&address)) {
             return Some(format!("in the pod network {net} of Node {name}"));
         }
+    }
+    if facts.settings.api_servers.contains(&address) || facts.api_servers.contains(&address) {
+        return Some("the address of an API server".to_owned());
     }
     // An agent that has just restarted may report an address of ours as found; what is in force is ours.
     if held.contains(&address) {

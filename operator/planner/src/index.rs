@@ -24,6 +24,8 @@ pub struct Index {
     facts: Facts,
     endpoints: BTreeMap<Named, EndpointsInfo>,
     endpoints_of: BTreeMap<Named, BTreeSet<Named>>,
+    /// The Service of the API servers.
+    api_service: Named,
     vips: BTreeMap<String, Vip>,
     agents: Agents,
     slices: Slices,
@@ -71,6 +73,7 @@ impl Index {
             facts: Facts { settings, ..Facts::default() },
             endpoints: BTreeMap::new(),
             endpoints_of: BTreeMap::new(),
+            api_service: Named::new("default", "kubernetes"),
             vips: BTreeMap::new(),
             agents: Agents::default(),
             slices,
@@ -323,6 +326,7 @@ impl Index {
                     self.endpoints_of.entry(info.service.clone()).or_default().insert(named.clone());
                     self.endpoints.insert(named, info);
                 }
+                keys.extend(self.api_servers_changed());
             }
             Object::VirtualIP(object) => keys.extend(self.upsert_vip(*object)),
             Object::NodeNetState(state) => {
@@ -450,6 +454,19 @@ impl Index {
         }
     }
 
+    /// VirtualIPs are judged again where the API servers have other addresses now.
+    fn api_servers_changed(&mut self) -> Vec<Key> {
+        let of = self.endpoints_of.get(&self.api_service).into_iter().flatten();
+        let now: BTreeSet<IpAddr> =
+            of.filter_map(|n| self.endpoints.get(n)).flat_map(EndpointsInfo::addresses).collect();
+        if now == self.facts.api_servers {
+            return Vec::new();
+        }
+        self.facts.api_servers = now;
+        self.epoch += 1;
+        self.all_vips().collect()
+    }
+
     fn remove_endpoints(&mut self, slice: &Named) -> Option<Key> {
         let old = self.endpoints.remove(slice)?;
         if let Some(of) = self.endpoints_of.get_mut(&old.service) {
@@ -480,7 +497,10 @@ impl Index {
                     keys.extend(self.service_changed(&named()));
                 }
             }
-            Kind::EndpointSlice => keys.extend(self.remove_endpoints(&named())),
+            Kind::EndpointSlice => {
+                keys.extend(self.remove_endpoints(&named()));
+                keys.extend(self.api_servers_changed());
+            }
             Kind::VirtualIP => {
                 if let Some(vip) = self.vips.get_mut(&object.name) {
                     vip.object = None;

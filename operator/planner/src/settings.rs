@@ -1,5 +1,7 @@
 //! What an administrator configures for the whole cluster.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use nodenet_crds::{ALLOWED_MODULES, ALLOWED_SYSCTLS, Sysctl};
 
@@ -12,6 +14,9 @@ pub struct Settings {
     /// Pod networks of the whole cluster (at most 16). Where empty, agents know the pods of their
     /// own node only, and addresses of virtual IPs are checked against the Nodes' `podCIDRs`.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Addresses of API servers that operator and agents are told of; those of the Service `default/kubernetes` are
+    /// known besides. None of them can become a virtual IP.
+    pub api_servers: Vec<IpAddr>,
     /// IPVS scheduler of all virtual servers, for example `rr`; `None` leaves the choice to the agents.
     pub scheduler: Option<String>,
     /// Kernel modules that every node needs; each must stand in [`ALLOWED_MODULES`].
@@ -32,6 +37,7 @@ impl Default for Settings {
         Self {
             service_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
+            api_servers: Vec::new(),
             scheduler: None,
             modules: ["ip_vs", "ip_vs_rr", "nf_conntrack"].map(str::to_owned).to_vec(),
             sysctls: vec![

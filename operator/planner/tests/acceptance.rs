@@ -316,6 +316,34 @@ fn an_endpoint_of_a_bound_service_is_one_write_and_leaves_the_virtual_ip_ready()
 }
 
 #[test]
+fn the_address_of_an_api_server_is_refused_whether_configured_or_published() {
+    let published = ADDRESS.split_once('/').unwrap().0;
+    for configured in [true, false] {
+        let mut settings = settings();
+        if configured {
+            settings.api_servers = vec![published.parse().unwrap()];
+        }
+        let mut c = Cluster::new(settings);
+        c.add_node("n1", "192.168.0.11");
+        if !configured {
+            c.put(endpoints("default", "kubernetes", "kubernetes", &[published.to_owned()]));
+        }
+        c.run(s(2));
+        c.put(virtual_ip("web", &[ADDRESS]));
+        c.run(s(2));
+        let (_, reason, message) = c.condition("web", "Accepted");
+        assert_eq!(reason, "AddressInUse");
+        assert!(message.contains(published) && message.contains("API server"), "{message}");
+        assert_eq!(c.active("web"), Vec::<String>::new());
+        if !configured {
+            c.delete(&ObjectRef::namespaced(Kind::EndpointSlice, "default", "kubernetes"));
+            c.run(s(2));
+            assert_eq!(c.condition("web", "Ready").0, "True");
+        }
+    }
+}
+
+#[test]
 fn an_interface_that_no_node_has_is_refused_although_one_agent_was_never_heard_of() {
     let mut c = cluster();
     c.put(node("n4", "192.168.0.14"));

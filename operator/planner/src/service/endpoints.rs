@@ -77,6 +77,11 @@ impl EndpointsInfo {
         Some(Self { service: Named::new(namespace, service), ports: ports.collect(), endpoints })
     }
 
+    /// Addresses of all endpoints.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoints.iter().map(|e| e.address)
+    }
+
     /// Number of endpoints.
     pub(crate) fn len(&self) -> usize {
         self.endpoints.len()
