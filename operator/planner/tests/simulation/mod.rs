@@ -1,26 +1,23 @@
 //! A cluster in virtual time: an API server, agents with kernels, and the planner between them.
 // Each test takes what it needs of this; outside of #[test] functions the lints know of no test.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{
-    Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Service, ServicePort, ServiceSpec,
-};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use nodenet_crds::timing::{
-    FENCE_LIFETIME, FENCE_RENEW, LEASE_RENEW_CANDIDATE, LEASE_RENEW_IDLE, lease_duration_seconds,
-};
-use nodenet_crds::{
-    AddressOnNode, AssignedState, InterfaceOnNode, LABEL_SERVICE_NAME, NodeNetSlice, NodeNetState,
-    NodeNetStateStatus, PortPlan, SLICE_FINALIZER, ServicePlan, VirtualIP, VirtualIPOnNode, VirtualIPSpec,
-    VirtualIPState,
-};
+use nodenet_crds::{AssignedState, NodeNetSlice, NodeNetState, SLICE_FINALIZER, VirtualIP, VirtualIPState};
 use nodenet_planner::{Change, Event, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
+
+mod agent;
+mod objects;
+mod reader;
+
+pub use agent::Agent;
+pub use objects::{endpoints, meta, node, service, virtual_ip};
+pub use reader::{Reader, read, slices_in};
 
 pub const STEP: Duration = Duration::from_millis(250);
 
@@ -34,27 +31,6 @@ const BEGIN: i64 = 1_767_225_600;
 pub fn at(monotonic: Duration) -> Now {
     let wall = Timestamp::from_second(BEGIN + monotonic.as_secs() as i64).unwrap();
     Now { monotonic, wall }
-}
-
-/// One node's agent and kernel.
-#[derive(Debug)]
-pub struct Agent {
-    /// The process runs.
-    pub alive: bool,
-    /// The API server answers it.
-    pub connected: bool,
-    /// It acts on its NodeNetState.
-    pub obeys: bool,
-    /// It reports what it has.
-    pub reports: bool,
-    /// It programs virtual servers.
-    pub programs: bool,
-    spec: Option<NodeNetState>,
-    /// Address -> when it runs out.
-    kernel: BTreeMap<String, Duration>,
-    renewed: Duration,
-    refreshed: Duration,
-    renewals: i64,
 }
 
 /// A check of all objects.
@@ -82,81 +58,6 @@ pub struct Cluster {
     pub fail: Box<dyn FnMut() -> bool>,
     /// Checked after every write.
     pub invariant: Option<Invariant>,
-}
-
-pub fn meta(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), ..Default::default() }
-}
-
-pub fn node(name: &str, ip: &str) -> Node {
-    let mut metadata = meta(name);
-    metadata.labels = Some(BTreeMap::from([("kubernetes.io/hostname".to_owned(), name.to_owned())]));
-    Node {
-        metadata,
-        spec: Some(NodeSpec::default()),
-        status: Some(NodeStatus {
-            addresses: Some(vec![NodeAddress { address: ip.to_owned(), type_: "InternalIP".to_owned() }]),
-            conditions: Some(vec![NodeCondition {
-                type_: "Ready".to_owned(),
-                status: "True".to_owned(),
-                ..Default::default()
-            }]),
-            ..Default::default()
-        }),
-    }
-}
-
-pub fn service(namespace: &str, name: &str, ip: &str, node_port: Option<i32>) -> Service {
-    let mut metadata = meta(name);
-    metadata.namespace = Some(namespace.to_owned());
-    Service {
-        metadata,
-        spec: Some(ServiceSpec {
-            cluster_ip: Some(ip.to_owned()),
-            cluster_ips: Some(vec![ip.to_owned()]),
-            ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
-                port: 80,
-                node_port,
-                ..Default::default()
-            }]),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-/// An EndpointSlice with one ready endpoint for each of `addresses`, port `http` 8080.
-pub fn endpoints(namespace: &str, service: &str, name: &str, addresses: &[String]) -> EndpointSlice {
-    let mut metadata = meta(name);
-    metadata.namespace = Some(namespace.to_owned());
-    metadata.labels = Some(BTreeMap::from([(LABEL_SERVICE_NAME.to_owned(), service.to_owned())]));
-    EndpointSlice {
-        metadata,
-        address_type: "IPv4".to_owned(),
-        endpoints: addresses
-            .iter()
-            .map(|a| Endpoint {
-                addresses: vec![a.clone()],
-                conditions: Some(EndpointConditions { ready: Some(true), ..Default::default() }),
-                node_name: Some("n1".to_owned()),
-                ..Default::default()
-            })
-            .collect(),
-        ports: Some(vec![EndpointPort {
-            name: Some("http".to_owned()),
-            port: Some(8080),
-            ..Default::default()
-        }]),
-    }
-}
-
-pub fn virtual_ip(name: &str, addresses: &[&str]) -> VirtualIP {
-    let spec = VirtualIPSpec {
-        addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
-        ..Default::default()
-    };
-    VirtualIP::new(name, spec)
 }
 
 impl Cluster {
@@ -300,21 +201,7 @@ impl Cluster {
     }
 
     pub fn add_agent(&mut self, name: &str) {
-        self.agents.insert(
-            name.to_owned(),
-            Agent {
-                alive: true,
-                connected: true,
-                obeys: true,
-                reports: true,
-                programs: true,
-                spec: None,
-                kernel: BTreeMap::new(),
-                renewed: s(0),
-                refreshed: s(0),
-                renewals: 0,
-            },
-        );
+        self.agents.insert(name.to_owned(), Agent::new());
     }
 
     pub fn state(&self, node: &str) -> Option<&NodeNetState> {
@@ -529,112 +416,6 @@ impl Cluster {
         }
     }
 
-    fn agent(&mut self, name: &str) {
-        let now = self.now;
-        let reachable = self.api;
-        let state = self.state(name).cloned();
-        let Some(agent) = self.agents.get_mut(name) else { return };
-        agent.kernel.retain(|_, until| *until > now);
-        if !agent.alive {
-            return;
-        }
-        let online = agent.connected && reachable;
-        let mut lease = None;
-        if online {
-            let fresh = agent.spec.as_ref().map(|s| &s.spec) != state.as_ref().map(|s| &s.spec);
-            if agent.obeys && fresh {
-                agent.spec.clone_from(&state);
-            }
-            let candidate = agent.spec.as_ref().is_some_and(|s| !s.spec.virtual_ips.is_empty());
-            let period = if candidate { LEASE_RENEW_CANDIDATE } else { LEASE_RENEW_IDLE };
-            if agent.renewals == 0 || now >= agent.renewed + period {
-                agent.renewed = now;
-                agent.renewals += 1;
-                lease = Some(Lease {
-                    metadata: meta(name),
-                    spec: Some(LeaseSpec {
-                        holder_identity: Some(name.to_owned()),
-                        lease_duration_seconds: Some(lease_duration_seconds(FENCE_LIFETIME, period)),
-                        renew_time: Some(MicroTime(at(now).wall)),
-                        ..Default::default()
-                    }),
-                });
-            }
-        }
-        let spec = agent.spec.clone().map(|s| s.spec).unwrap_or_default();
-        let active = spec.virtual_ips.iter().filter(|v| v.state == AssignedState::Active);
-        let wanted: BTreeSet<String> = active.flat_map(|v| v.addresses.clone()).collect();
-        agent.kernel.retain(|a, _| wanted.contains(a));
-        let refresh = now >= agent.refreshed + FENCE_RENEW;
-        for address in &wanted {
-            if refresh || !agent.kernel.contains_key(address) {
-                agent.kernel.insert(address.clone(), now + FENCE_LIFETIME);
-            }
-        }
-        if refresh {
-            agent.refreshed = now;
-        }
-        let down = state
-            .as_ref()
-            .and_then(|s| s.status.as_ref())
-            .is_some_and(|s| s.interfaces.iter().any(|i| !i.up));
-        let status = agent.spec.as_ref().filter(|_| online && agent.obeys && agent.reports).map(|read| {
-            NodeNetStateStatus {
-                observed_generation: read.metadata.generation,
-                slice_revision: Some(if agent.programs { i64::MAX >> 8 } else { 0 }),
-                interfaces: state.as_ref().and_then(|s| s.status.as_ref()).map_or_else(
-                    || {
-                        let node = ObjectRef::cluster(Kind::Node, name);
-                        let ip = match self.objects.get(&node) {
-                            Some(Object::Node(n)) => n.status.as_ref().and_then(|s| s.addresses.clone()),
-                            _ => None,
-                        };
-                        let ip = ip.unwrap_or_default();
-                        vec![InterfaceOnNode {
-                            name: "eth0".to_owned(),
-                            up: true,
-                            addresses: ip.iter().map(|a| format!("{}/24", a.address)).collect(),
-                        }]
-                    },
-                    |s| s.interfaces.clone(),
-                ),
-                virtual_ips: spec
-                    .virtual_ips
-                    .iter()
-                    .map(|v| VirtualIPOnNode {
-                        name: v.name.clone(),
-                        state: match v.state {
-                            _ if down => VirtualIPState::Fault,
-                            AssignedState::Active => VirtualIPState::Active,
-                            AssignedState::Backup => VirtualIPState::Backup,
-                        },
-                        message: None,
-                        addresses: v
-                            .addresses
-                            .iter()
-                            .filter(|_| v.state == AssignedState::Active)
-                            .map(|a| AddressOnNode {
-                                address: a.clone(),
-                                interface: "eth0".to_owned(),
-                                role: None,
-                            })
-                            .collect(),
-                    })
-                    .collect(),
-                ..Default::default()
-            }
-        });
-        if let Some(lease) = lease {
-            self.put(lease);
-        }
-        if let (Some(status), Some(mut state)) = (status, self.state(name).cloned())
-            && state.status.as_ref() != Some(&status)
-        {
-            state.status = Some(status);
-            self.put(state);
-        }
-    }
-
     /// Changes what the agent of a node reports of its interface.
     pub fn set_interface(&mut self, node: &str, up: bool) {
         let mut state = self.state(node).cloned().unwrap();
@@ -674,48 +455,4 @@ impl Cluster {
         agent.alive = true;
         agent.spec = None;
     }
-}
-
-pub fn slices_in(objects: &BTreeMap<ObjectRef, Object>) -> Vec<&NodeNetSlice> {
-    objects
-        .values()
-        .filter_map(|o| match o {
-            Object::NodeNetSlice(slice) => Some(&**slice),
-            _ => None,
-        })
-        .collect()
-}
-
-/// A Service as a reader of the slices knows it: namespace, name, UID.
-pub type Reader = BTreeMap<(String, String, String), Vec<PortPlan>>;
-
-/// What a reader of all slices takes as the plan of each Service: of each UID the highest complete revision, with the
-/// parts of one port put together.
-pub fn read(slices: &[&NodeNetSlice]) -> Reader {
-    type Parts<'a> = BTreeMap<i32, &'a ServicePlan>;
-    let mut found: BTreeMap<(String, String, String), BTreeMap<i64, Parts<'_>>> = BTreeMap::new();
-    for plan in slices.iter().flat_map(|s| &s.spec.services) {
-        let id = (plan.namespace.clone(), plan.name.clone(), plan.uid.clone());
-        found.entry(id).or_default().entry(plan.revision).or_default().insert(plan.part, plan);
-    }
-    let mut out = Reader::new();
-    for (id, revisions) in found {
-        let complete = revisions.into_values().rev().find(|parts| {
-            let count = parts.values().next().map_or(0, |p| p.parts);
-            parts.len() as i32 == count && parts.values().all(|p| p.parts == count)
-        });
-        let Some(parts) = complete else { continue };
-        let mut ports: Vec<PortPlan> = Vec::new();
-        for port in parts.values().flat_map(|p| &p.ports) {
-            let same = |p: &&mut PortPlan| {
-                p.name == port.name && p.protocol == port.protocol && p.frontends == port.frontends
-            };
-            match ports.iter_mut().find(same) {
-                Some(known) => known.endpoints.extend(port.endpoints.clone()),
-                None => ports.push(port.clone()),
-            }
-        }
-        out.insert(id, ports);
-    }
-    out
 }
