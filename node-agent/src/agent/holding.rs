@@ -37,7 +37,7 @@ impl Default for Times {
         Self {
             grace: Duration::from_secs(5),
             probe: Duration::from_millis(300),
-            again: Duration::from_secs(1),
+            again: Duration::from_millis(500),
             settled: Duration::from_secs(10),
             cede: Duration::from_secs(3),
         }
@@ -456,10 +456,10 @@ mod tests {
             assert_eq!(words.is_some(), turn > 0, "the last holder may be about to yield");
             assert!(words.is_none_or(|(why, words)| why == "AddressTaken" && words.contains(MAC)));
             let next = h.next(Some(now)).unwrap();
-            waits.push((next - at).as_secs());
+            waits.push((next - at).as_millis());
             at = next;
         }
-        assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 10_000]);
         assert_eq!(h.probes(Some(now), at), [key()]);
         h.answer(&key(), None, at);
         assert!(held(&h));

@@ -1,11 +1,19 @@
-//! One normal form for what a node must have and for what its kernel has, and the operations between the two.
+//! One normal form for what a node must have and for what its kernel has, parts of it ([`Scope`]), and the operations
+//! between the two ([`Operation`]).
+//!
 //! Comparison is `==` on these types: whatever is spelled in two ways elsewhere has one spelling here.
+
+mod operation;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use self::operation::{Operation, Phase, Transaction};
+pub use self::scope::{Scope, Which};
 
 /// Interface that carries the local routes of service ranges. Ours.
 pub const SERVICE_INTERFACE: &str = "nodenet0";
@@ -302,86 +310,6 @@ pub enum Forwarding {
     Tunnel,
 }
 
-/// Part of the state to look at: cost follows what changed, not what is there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// Modules and settings by name (what to look at must be named).
-    pub modules: BTreeSet<String>,
-    /// Settings by name.
-    pub sysctls: BTreeSet<String>,
-    /// Interfaces.
-    pub links: bool,
-    /// Interfaces and all their addresses.
-    pub addresses: bool,
-    /// Local routes.
-    pub routes: bool,
-    /// Sets with all their entries.
-    pub sets: Which<String>,
-    /// Single entries of sets that are not read whole: only whether each is there. The observed set then holds those
-    /// that are; its type and size are not compared. A set that does not exist is left out.
-    pub set_entries: BTreeMap<String, BTreeSet<SetEntry>>,
-    /// Packet filter rules.
-    pub rules: bool,
-    /// Virtual servers with their real servers.
-    pub virtual_servers: Which<VirtualServerKey>,
-}
-
-/// None, some or all of the objects of one sort.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Which<K: Ord> {
-    /// All.
-    All,
-    /// Those named; none where empty.
-    Only(BTreeSet<K>),
-}
-
-impl<K: Ord> Default for Which<K> {
-    fn default() -> Self {
-        Self::Only(BTreeSet::new())
-    }
-}
-
-impl<K: Ord> Which<K> {
-    /// Whether `key` is among them.
-    pub fn contains<Q: Ord + ?Sized>(&self, key: &Q) -> bool
-    where
-        K: std::borrow::Borrow<Q>,
-    {
-        match self {
-            Self::All => true,
-            Self::Only(keys) => keys.contains(key),
-        }
-    }
-
-    /// Whether it is none.
-    pub fn is_none(&self) -> bool {
-        matches!(self, Self::Only(keys) if keys.is_empty())
-    }
-
-    /// Adds what `other` has.
-    pub fn merge(&mut self, other: Self) {
-        match (&mut *self, other) {
-            (Self::All, _) => {}
-            (_, Self::All) => *self = Self::All,
-            (Self::Only(mine), Self::Only(theirs)) => mine.extend(theirs),
-        }
-    }
-
-    fn restrict<V: Clone>(&self, map: &BTreeMap<K, V>) -> BTreeMap<K, V>
-    where
-        K: Clone,
-    {
-        match self {
-            Self::All => map.clone(),
-            Self::Only(keys) => keys
-                .iter()
-                .filter_map(|k| map.get_key_value(k))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
-        }
-    }
-}
-
 /// The setting by which an IPv4 address that goes leaves the others of its subnet in place.
 pub fn promote_secondaries(interface: &str) -> String {
     // A dot in the name is a slash in the dotted form, as sysctl(8) has it.
@@ -391,206 +319,6 @@ pub fn promote_secondaries(interface: &str) -> String {
 /// Whether a setting belongs to the lane of the addresses: it must be in force before an address comes or goes.
 pub(crate) fn of_address_lane(sysctl: &str) -> bool {
     sysctl.ends_with(".promote_secondaries")
-}
-
-impl Scope {
-    /// All that a node may have; modules and settings are those of `desired`.
-    pub fn all(desired: &NodeState) -> Self {
-        Self {
-            modules: desired.modules.keys().cloned().collect(),
-            sysctls: desired.sysctls.keys().cloned().collect(),
-            links: true,
-            addresses: true,
-            routes: true,
-            sets: Which::All,
-            set_entries: BTreeMap::new(),
-            rules: true,
-            virtual_servers: Which::All,
-        }
-    }
-
-    /// Whether there is nothing to look at.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Adds what `other` covers.
-    pub fn merge(&mut self, other: Self) {
-        self.modules.extend(other.modules);
-        self.sysctls.extend(other.sysctls);
-        self.links |= other.links;
-        self.addresses |= other.addresses;
-        self.routes |= other.routes;
-        self.sets.merge(other.sets);
-        for (set, entries) in other.set_entries {
-            self.set_entries.entry(set).or_default().extend(entries);
-        }
-        self.rules |= other.rules;
-        self.virtual_servers.merge(other.virtual_servers);
-        let Self { sets, set_entries, .. } = self;
-        set_entries.retain(|name, _| !sets.contains(name.as_str()));
-    }
-
-    /// The two lanes' shares: addresses with the settings that they need, and everything else.
-    pub fn lanes(mut self) -> (Self, Self) {
-        let (of_addresses, sysctls) =
-            std::mem::take(&mut self.sysctls).into_iter().partition(|n| of_address_lane(n));
-        let addresses = Self { sysctls: of_addresses, addresses: self.addresses, ..Self::default() };
-        (addresses, Self { sysctls, addresses: false, ..self })
-    }
-}
-
-impl NodeState {
-    /// The part of it that `scope` names. Of a set of which only entries are named, only those.
-    pub fn within(&self, scope: &Scope) -> Self {
-        let named = |names: &BTreeSet<String>| Which::Only(names.clone());
-        let mut sets = scope.sets.restrict(&self.sets);
-        for (name, entries) in
-            scope.set_entries.iter().filter(|(name, _)| !scope.sets.contains(name.as_str()))
-        {
-            if let Some(set) = self.sets.get(name) {
-                let entries = entries.intersection(&set.entries).copied().collect();
-                let part =
-                    IpSet { kind: set.kind, family: set.family, max_entries: set.max_entries, entries };
-                sets.insert(name.clone(), part);
-            }
-        }
-        Self {
-            modules: named(&scope.modules).restrict(&self.modules),
-            sysctls: named(&scope.sysctls).restrict(&self.sysctls),
-            links: if scope.links || scope.addresses { self.links.clone() } else { BTreeMap::new() },
-            addresses: if scope.addresses { self.addresses.clone() } else { BTreeMap::new() },
-            routes: if scope.routes { self.routes.clone() } else { BTreeSet::new() },
-            sets,
-            rules: if scope.rules { self.rules.clone() } else { BTreeMap::new() },
-            virtual_servers: scope.virtual_servers.restrict(&self.virtual_servers),
-        }
-    }
-}
-
-/// One change to the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Operation {
-    /// Load a module.
-    LoadModule(String),
-    /// Write a setting.
-    SetSysctl(String, String),
-    /// Make an interface of ours and set it up.
-    AddLink(String),
-    /// Remove an interface of ours.
-    DeleteLink(String),
-    /// Make an empty set. One that is there with another size gets this size and keeps its entries, because rules that
-    /// match it must never miss them.
-    CreateSet(String, SetKind, Family, u32),
-    /// Remove a set.
-    DestroySet(String),
-    /// Add an entry.
-    AddEntry(String, SetEntry),
-    /// Remove an entry.
-    DeleteEntry(String, SetEntry),
-    /// Replace our chains and jumps of one family in one `iptables-restore`; an empty ruleset removes them.
-    ReplaceRules(Family, Ruleset),
-    /// Add a local route.
-    AddRoute(LocalRoute),
-    /// Remove a local route.
-    DeleteRoute(LocalRoute),
-    /// Add a virtual server without its real servers.
-    AddVirtualServer(VirtualServerKey, VirtualServer),
-    /// Change scheduler, flags or persistence.
-    SetVirtualServer(VirtualServerKey, VirtualServer),
-    /// Remove a virtual server and all its real servers.
-    DeleteVirtualServer(VirtualServerKey),
-    /// Add a real server.
-    AddRealServer(VirtualServerKey, RealServerKey, RealServer),
-    /// Change a real server's weight or forwarding.
-    SetRealServer(VirtualServerKey, RealServerKey, RealServer),
-    /// Remove a real server.
-    DeleteRealServer(VirtualServerKey, RealServerKey),
-    /// Forget tracked connections to a removed backend (UDP, SCTP): virtual server, backend or all of them.
-    ForgetConnections(VirtualServerKey, Option<RealServerKey>),
-    /// Add an address.
-    AddAddress(AddressKey, Address),
-    /// Give an address a new lifetime or role-neutral attribute; the address stays.
-    SetAddress(AddressKey, Address),
-    /// Remove an address.
-    DeleteAddress(AddressKey, u8),
-}
-
-/// Place of an operation in a transaction. Lower first; within a phase the order of the list stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Modules and settings.
-    Kernel,
-    /// Our interface.
-    Link,
-    /// Sets and their new entries.
-    Sets,
-    /// Rules, masquerading included.
-    Rules,
-    /// Local routes of service ranges.
-    ServiceAddresses,
-    /// Virtual servers.
-    VirtualServers,
-    /// Real servers.
-    RealServers,
-    /// Addresses of virtual IPs come and go here.
-    Addresses,
-    /// Real servers go, then their virtual servers.
-    RemoveServers,
-    /// Tracked connections of what went.
-    RemoveConnections,
-    /// Local routes go.
-    RemoveServiceAddresses,
-    /// Rules go, once nothing needs masquerading any more.
-    RemoveRules,
-    /// Entries and sets go; after the rules, because those name them.
-    RemoveSets,
-    /// Our interface goes.
-    RemoveLink,
-}
-
-impl Operation {
-    /// Its place in a transaction (design: order is data; removal in reverse).
-    pub fn phase(&self) -> Phase {
-        match self {
-            Self::LoadModule(_) | Self::SetSysctl(..) => Phase::Kernel,
-            Self::AddLink(_) => Phase::Link,
-            Self::CreateSet(..) | Self::AddEntry(..) => Phase::Sets,
-            Self::ReplaceRules(_, rules) if *rules == Ruleset::default() => Phase::RemoveRules,
-            Self::ReplaceRules(..) => Phase::Rules,
-            Self::AddRoute(_) => Phase::ServiceAddresses,
-            Self::AddVirtualServer(..) | Self::SetVirtualServer(..) => Phase::VirtualServers,
-            Self::AddRealServer(..) | Self::SetRealServer(..) => Phase::RealServers,
-            Self::AddAddress(..) | Self::SetAddress(..) | Self::DeleteAddress(..) => Phase::Addresses,
-            Self::DeleteRealServer(..) | Self::DeleteVirtualServer(_) => Phase::RemoveServers,
-            Self::ForgetConnections(..) => Phase::RemoveConnections,
-            Self::DeleteRoute(_) => Phase::RemoveServiceAddresses,
-            Self::DeleteEntry(..) | Self::DestroySet(_) => Phase::RemoveSets,
-            Self::DeleteLink(_) => Phase::RemoveLink,
-        }
-    }
-}
-
-/// Operations in the order in which the kernel gets them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Transaction(Vec<Operation>);
-
-impl Transaction {
-    /// Sorts operations into their phases; within a phase they keep their order.
-    pub fn new(mut operations: Vec<Operation>) -> Self {
-        operations.sort_by_key(Operation::phase);
-        Self(operations)
-    }
-
-    /// The operations, in order.
-    pub fn operations(&self) -> &[Operation] {
-        &self.0
-    }
-
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 fn is_zero(number: &u32) -> bool {
