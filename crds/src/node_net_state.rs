@@ -201,7 +201,8 @@ pub const ALLOWED_SYSCTLS: &[(&str, &[&str])] = &[
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetStateStatus {
-    /// Generation of the spec that this status speaks of.
+    /// Generation of the spec whose virtual IPs are as `virtualIPs` says: nothing of an earlier one is held any more. The
+    /// rest of the status follows by itself, and each condition names its own generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Highest publication number ([`crate::NodeNetSliceSpec::revision`]) of the slices that are in the kernel.

@@ -104,16 +104,22 @@ pub enum PublishError {
     },
 }
 
-/// Writes `status` for `node`.
+/// Writes `status` for `node`, to the object with this UID and to no other: what is reported of a deleted one says
+/// nothing about one that was made since.
 pub async fn write(
     api: &Api<NodeNetState>,
     node: &str,
+    uid: Option<&str>,
     status: &NodeNetStateStatus,
 ) -> Result<(), PublishError> {
+    let metadata = match uid {
+        Some(uid) => json!({ "name": node, "uid": uid }),
+        None => json!({ "name": node }),
+    };
     let patch = Patch::Apply(json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),
         "kind": "NodeNetState",
-        "metadata": { "name": node },
+        "metadata": metadata,
         "status": status,
     }));
     let parameters = PatchParams::apply(AGENT_FIELD_MANAGER).force();

@@ -212,6 +212,9 @@ async fn status(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
     let Some(object) = shared.objects.get_mut(&("nodenetstates".to_owned(), name)) else {
         return StatusCode::NOT_FOUND.into_response();
     };
+    if object["metadata"]["uid"] != body["metadata"]["uid"] {
+        return StatusCode::CONFLICT.into_response();
+    }
     object["status"] = body["status"].clone();
     object["metadata"]["resourceVersion"] = json!(version);
     let object = object.clone();

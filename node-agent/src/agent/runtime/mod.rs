@@ -258,6 +258,7 @@ pub async fn run(
     );
     let publishing = Publishing {
         node: config.node.clone(),
+        uid: None,
         pending: Pending::new(config.coalesce),
         api: Api::all(servers.client()),
         metrics: metrics.clone(),

@@ -214,6 +214,8 @@ pub(super) async fn publish_events(
 
 pub(super) struct Publishing {
     pub(super) node: String,
+    /// UID of the NodeNetState that was seen last.
+    pub(super) uid: Option<String>,
     pub(super) pending: Pending,
     pub(super) api: Api<NodeNetState>,
     pub(super) metrics: Arc<Metrics>,
@@ -242,7 +244,10 @@ impl Publishing {
                     match seen.borrow_and_update().clone() {
                         Seen::Nothing => {}
                         Seen::Gone => self.pending.gone(),
-                        Seen::Status { status, .. } => self.pending.seen(status.map(|s| *s)),
+                        Seen::Status { uid, status } => {
+                            self.uid = uid;
+                            self.pending.seen(status.map(|s| *s));
+                        }
                     }
                 }
                 changed = addresses.changed() => if changed.is_err() { return },
@@ -258,7 +263,7 @@ impl Publishing {
 
     async fn write(&mut self) {
         let Some(status) = self.pending.take() else { return };
-        let result = publisher::write(&self.api, &self.node, &status).await;
+        let result = publisher::write(&self.api, &self.node, self.uid.as_deref(), &status).await;
         let now = tokio::time::Instant::now();
         match result {
             Ok(()) => {
