@@ -6,6 +6,8 @@
 //! STATE_DIR/desired-v1/slices/NAME.json
 //! ```
 //!
+//! The rest of a name that is too long for a file's is a file in a folder of its first part.
+//!
 //! Each file is written beside its place, synced and renamed: it is there whole or not at all. Files of different ages
 //! go together well, because a plan is complete by itself (`uid`, `revision`, `parts`). A disk that is full or broken
 //! is reported and costs nothing but the cold start.
@@ -25,6 +27,9 @@ use serde::{Deserialize, Serialize};
 
 /// Form of the files. Files of another form are left alone and not read.
 const FORM: u32 = 1;
+/// Longest part of a name that is that of a file or a folder: the file system takes 255 bytes, names of objects have up to
+/// 253, and `.json` comes after them.
+const NAME: usize = 240;
 /// How long changes are collected before they are written.
 pub const COLLECT: Duration = Duration::from_secs(5);
 /// Collected bytes that are written at once.
@@ -89,8 +94,14 @@ impl Store {
     }
 
     fn slice_path(&self, name: &str) -> PathBuf {
-        // Names of objects are DNS subdomains: no slash, no leading dot.
-        self.folder.join("slices").join(format!("{name}.json"))
+        // Names of objects are DNS subdomains: no slash, no leading dot, and ASCII.
+        let mut path = self.folder.join("slices");
+        let mut rest = name;
+        while let Some((first, more)) = rest.split_at_checked(NAME).filter(|(_, more)| !more.is_empty()) {
+            path.push(format!("{first}+"));
+            rest = more;
+        }
+        path.join(format!("{rest}.json"))
     }
 
     /// The stored state of `node`; `None` where nothing was stored.
@@ -109,9 +120,21 @@ impl Store {
 
     /// Names of the stored slices.
     pub fn slice_names(&self) -> BTreeSet<String> {
-        let Ok(entries) = fs::read_dir(self.folder.join("slices")) else { return BTreeSet::new() };
-        let name = |entry: fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned());
-        entries.filter_map(|entry| name(entry.ok()?)).collect()
+        let mut names = BTreeSet::new();
+        let mut folders = vec![(String::new(), self.folder.join("slices"))];
+        while let Some((first, folder)) = folders.pop() {
+            let Ok(entries) = fs::read_dir(folder) else { continue };
+            for entry in entries.flatten() {
+                let file = entry.file_name();
+                let Some(file) = file.to_str() else { continue };
+                if let Some(rest) = file.strip_suffix(".json") {
+                    names.insert(format!("{first}{rest}"));
+                } else if let Some(part) = file.strip_suffix('+') {
+                    folders.push((format!("{first}{part}"), entry.path()));
+                }
+            }
+        }
+        names
     }
 
     /// One stored slice.
@@ -388,6 +411,26 @@ mod tests {
         assert_eq!(store.slice_names(), BTreeSet::from(["s2".to_owned()]));
         assert_eq!(store.slice("s2").unwrap().unwrap().spec.revision, 4);
         assert!(store.slice("s1").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_longest_names_are_kept_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let writer = store.writer(Duration::from_secs(3600));
+        let names = [240, 241, 250, 251, 253].map(|length| "n".repeat(length));
+        for (revision, name) in (1..).zip(&names) {
+            writer.put_slice(&slice(name, revision));
+        }
+        writer.flush();
+        assert_eq!(writer.problems().now(), None);
+        assert_eq!(store.slice_names(), BTreeSet::from(names.clone()));
+        for (revision, name) in (1..).zip(&names) {
+            assert_eq!(store.slice(name).unwrap().unwrap().spec.revision, revision);
+            writer.remove_slice(name);
+        }
+        writer.flush();
+        assert_eq!(store.slice_names(), BTreeSet::new());
     }
 
     #[test]
