@@ -195,6 +195,10 @@ pub enum FrontendKind {
     ClusterIP,
     /// The node port on each node's own addresses.
     NodePort,
+    /// One of the Service's `externalIPs`.
+    ExternalIP,
+    /// An address that a load balancer was given.
+    LoadBalancer,
     /// A port of the Service on a VirtualIP's address.
     VirtualIP,
     /// The node port on a VirtualIP's address.

@@ -68,6 +68,11 @@ pub struct Planning {
     /// Range of all pods, may be repeated; without it the Nodes' podCIDRs
     #[arg(long = "cluster-cidr", value_name = "CIDR")]
     pub cluster_cidrs: Vec<IpNet>,
+    /// Range that Services may name in externalIPs, may be repeated; none by default
+    ///
+    /// Whoever may write a Service can then take any address of the range, other Services' and neighbours' included.
+    #[arg(long = "external-ip-cidr", value_name = "CIDR")]
+    pub external_ip_cidrs: Vec<IpNet>,
     /// IPVS scheduler of all virtual servers
     #[arg(long, value_name = "NAME", default_value = "rr")]
     pub scheduler: String,
@@ -80,6 +85,7 @@ impl Planning {
         let mut settings = Settings {
             service_cidrs: self.service_cidrs.clone(),
             cluster_cidrs: self.cluster_cidrs.clone(),
+            external_ip_cidrs: self.external_ip_cidrs.clone(),
             scheduler: Some(self.scheduler.clone()),
             ..Settings::default()
         };

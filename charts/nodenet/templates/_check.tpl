@@ -8,7 +8,7 @@ What values.schema.json cannot say: relations between values, in words that say 
 {{- if not .Values.serviceCIDRs -}}
 {{- fail "\n\nserviceCIDRs is empty. Name the range that ClusterIPs come from, for example --set 'serviceCIDRs={10.96.0.0/12}'.\nIt is kube-apiserver's --service-cluster-ip-range." -}}
 {{- end -}}
-{{- range $name := list "serviceCIDRs" "clusterCIDRs" -}}
+{{- range $name := list "serviceCIDRs" "clusterCIDRs" "externalIPCIDRs" -}}
   {{- range index $.Values $name -}}
     {{- $bits := include "nodenet.bits" (list $name (regexReplaceAll "/.*" . "")) -}}
     {{- if gt (atoi (regexFind "[0-9]+$" .)) (len $bits) -}}

@@ -148,7 +148,7 @@ pub fn diff(desired: &NodeState, observed: &NodeState, scope: &Scope, context: &
                 operations.push(Operation::DeleteRoute(route.clone()));
             }
         }
-        let ranges = desired.routes.iter().map(|route| route.range);
+        let ranges = desired.routes.iter().filter(|route| route.is_range()).map(|route| route.range);
         outcome.claims.ranges = ranges.filter(|range| !context.journal.ranges.contains(range)).collect();
     }
     sets::compare(desired, observed, scope, context.prune, &mut operations, &mut outcome);

@@ -51,8 +51,13 @@ impl Journal {
                     observed.virtual_servers.contains_key(k) || desired.virtual_servers.contains_key(k)
                 };
                 self.virtual_servers.retain(there);
-                let routed: BTreeSet<IpNet> =
-                    desired.routes.iter().chain(&observed.routes).map(|r| r.range).collect();
+                let routed: BTreeSet<IpNet> = desired
+                    .routes
+                    .iter()
+                    .chain(&observed.routes)
+                    .filter(|r| r.is_range())
+                    .map(|r| r.range)
+                    .collect();
                 let used: BTreeSet<IpAddr> = observed.virtual_servers.keys().filter_map(address_of).collect();
                 self.ranges.retain(|range| routed.contains(range) || used.iter().any(|a| range.contains(a)));
             }

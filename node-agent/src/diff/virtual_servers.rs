@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use super::{Context, Note, Outcome};
 use crate::filter::is_datagram;
 use crate::state::{
@@ -16,6 +18,8 @@ pub(super) fn compare(
     operations: &mut Vec<Operation>,
     outcome: &mut Outcome,
 ) {
+    // A range of this very comparison is in no journal yet, but will be with the same claims.
+    let ranges: Vec<IpNet> = desired.routes.iter().filter(|r| r.is_range()).map(|r| r.range).collect();
     match &scope.virtual_servers {
         Which::All => {
             for key in context.draining.servers() {
@@ -25,7 +29,7 @@ pub(super) fn compare(
             }
             for (key, wanted) in &desired.virtual_servers {
                 let there = observed.virtual_servers.get(key);
-                if !foreign(key, wanted, there, desired, context, outcome) {
+                if !foreign(key, wanted, there, &ranges, context, outcome) {
                     one(*key, Some(wanted), there, context, operations, outcome);
                 }
             }
@@ -39,7 +43,7 @@ pub(super) fn compare(
             for key in keys {
                 let wanted = desired.virtual_servers.get(key);
                 let there = observed.virtual_servers.get(key);
-                if !wanted.is_some_and(|wanted| foreign(key, wanted, there, desired, context, outcome)) {
+                if !wanted.is_some_and(|wanted| foreign(key, wanted, there, &ranges, context, outcome)) {
                     one(*key, wanted, there, context, operations, outcome);
                 }
             }
@@ -53,14 +57,13 @@ fn foreign(
     key: &VirtualServerKey,
     wanted: &VirtualServer,
     there: Option<&VirtualServer>,
-    desired: &NodeState,
+    ranges: &[IpNet],
     context: &mut Context<'_>,
     outcome: &mut Outcome,
 ) -> bool {
     let Some(there) = there else { return false };
-    // A range of this very comparison is in no journal yet, but will be with the same claims.
     let in_range = matches!(key, VirtualServerKey::Address(_, address, _)
-        if desired.routes.iter().any(|route| route.range.contains(address)));
+        if ranges.iter().any(|range| range.contains(address)));
     if in_range || context.journal.owns_virtual_server(key) || adoptable(wanted, there) {
         return false;
     }

@@ -78,7 +78,11 @@ pub enum SetName {
     LoopBack,
     /// ClusterIP and port.
     ClusterIp,
-    /// Virtual IP and port.
+    /// One of a Service's `externalIPs` and port.
+    ExternalIp,
+    /// Those of them that answer clients from outside by endpoints of this node only: they see the client's address.
+    ExternalIpLocal,
+    /// Virtual IP, or address that a load balancer was given, and port.
     LoadBalancer,
     /// Those of them that answer clients from outside by endpoints of this node only: they see the client's address.
     LoadBalancerLocal,
@@ -97,15 +101,17 @@ pub enum SetName {
     /// Addresses and ports that answer the node's own clients by all endpoints and those from outside by endpoints of this
     /// node only, with the mark ([`inside_mark`]) of the virtual server that the former come to.
     Inside,
-    /// Service ranges: all addresses that are local only for the sake of Services.
+    /// Service ranges and single addresses from outside: all that are local only for the sake of Services.
     IpvsIps,
 }
 
 impl SetName {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::LoopBack,
         Self::ClusterIp,
+        Self::ExternalIp,
+        Self::ExternalIpLocal,
         Self::LoadBalancer,
         Self::LoadBalancerLocal,
         Self::NodePortTcp,
@@ -127,6 +133,8 @@ impl SetName {
         let rest = match self {
             Self::LoopBack => "LOOP-BACK",
             Self::ClusterIp => "CLUSTER-IP",
+            Self::ExternalIp => "EXTERNAL-IP",
+            Self::ExternalIpLocal => "EXTERNAL-IP-LOCAL",
             Self::LoadBalancer => "LOAD-BALANCER",
             Self::LoadBalancerLocal => "LOAD-BALANCER-LOCAL",
             Self::NodePortTcp => "NODE-PORT-TCP",
@@ -146,6 +154,8 @@ impl SetName {
         match self {
             Self::LoopBack => SetKind::HashIpPortIp,
             Self::ClusterIp
+            | Self::ExternalIp
+            | Self::ExternalIpLocal
             | Self::LoadBalancer
             | Self::LoadBalancerLocal
             | Self::NodePortSctp
@@ -219,6 +229,11 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
                     chain("LOAD-BALANCER")
                 ),
                 format!("-m set --match-set {} dst,dst -j {}", set(SetName::ClusterIp), chain("CLUSTER-IP")),
+                format!(
+                    "-m set --match-set {} dst,dst -j {}",
+                    set(SetName::ExternalIp),
+                    chain("EXTERNAL-IP")
+                ),
                 // Neither a Service nor an unassigned address of the ranges is for the chains behind ours: a host port
                 // (`--dst-type LOCAL`) would take it.
                 format!("-m set --match-set {} dst,dst -j ACCEPT", set(SetName::LoadBalancer)),
@@ -234,6 +249,13 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             ],
         ),
         (chain("CLUSTER-IP"), cluster_ip),
+        (
+            chain("EXTERNAL-IP"),
+            vec![
+                format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::ExternalIpLocal)),
+                format!("-j {}", chain("MARK-MASQ")),
+            ],
+        ),
         (
             chain("NODE-PORT"),
             [
@@ -270,6 +292,7 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             vec![
                 format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::LoadBalancer)),
                 format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::ClusterIp)),
+                format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::ExternalIp)),
                 // Answers to the node's own connections come to a service address too (the kernel chose it as their
                 // source): only new ones are refused.
                 format!(

@@ -128,6 +128,11 @@ impl Node {
         })
     }
 
+    /// Addresses that are neither ours nor those of Services.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.own().map(|(key, _)| key.address).collect()
+    }
+
     /// Addresses on which node ports answer.
     pub fn node_port_addresses(&self, virtual_addresses: &BTreeSet<IpAddr>, ranges: &[IpNet]) -> Vec<IpAddr> {
         let mut list: Vec<IpAddr> = self

@@ -1,18 +1,22 @@
 //! Which Service has which virtual server and which entries of sets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use super::plans::{Plans, Uid};
 use super::problem::{Problem, Reason};
 use super::services::{Derived, Entry};
 use crate::filter::max_entries;
-use crate::state::{NodeState, Scope, SetEntry, VirtualServer, VirtualServerKey, Which};
+use crate::state::{
+    LocalRoute, NodeState, SERVICE_INTERFACE, Scope, SetEntry, VirtualServer, VirtualServerKey, Which,
+};
 
-/// What a Service has. Both lists are sorted.
+/// What a Service has. All lists are sorted.
 #[derive(Debug, Default)]
 struct Held {
     servers: Box<[VirtualServerKey]>,
     entries: Box<[Entry]>,
+    addresses: Box<[IpAddr]>,
 }
 
 /// Which Service has what. A virtual server has one owner, the first by namespace and name of those that want it; an
@@ -25,6 +29,8 @@ pub(super) struct Claims {
     waiting: BTreeMap<VirtualServerKey, BTreeSet<Uid>>,
     /// How many Services beyond the first want an entry.
     surplus: HashMap<Entry, u32>,
+    /// Addresses from outside that are made local, with the number of Services that want each.
+    addresses: BTreeMap<IpAddr, u32>,
     /// Virtual servers by scheduler.
     schedulers: BTreeMap<String, usize>,
     schedulers_changed: bool,
@@ -45,6 +51,11 @@ impl Claims {
 
     pub fn schedulers(&self) -> impl Iterator<Item = &str> {
         self.schedulers.keys().map(String::as_str)
+    }
+
+    /// The local routes of addresses from outside.
+    pub fn routes(&self) -> impl Iterator<Item = LocalRoute> {
+        self.addresses.keys().map(|address| host_route(*address))
     }
 
     /// Whether a scheduler came or went since the last call.
@@ -83,6 +94,7 @@ impl Claims {
         let held = Held {
             servers: derived.servers.keys().copied().collect(),
             entries: derived.entries.iter().copied().collect(),
+            addresses: derived.addresses.iter().copied().collect(),
         };
         for (key, server) in derived.servers {
             self.claim(key, server, uid, desired, touched, name);
@@ -95,6 +107,19 @@ impl Claims {
         for entry in &old.entries {
             if held.entries.binary_search(entry).is_err() {
                 self.remove_entry(*entry, desired, touched);
+            }
+        }
+        for address in held.addresses.iter().filter(|address| !old.addresses.contains(address)) {
+            *self.addresses.entry(*address).or_default() += 1;
+            touched.routes |= desired.routes.insert(host_route(*address));
+        }
+        for address in old.addresses.iter().filter(|address| !held.addresses.contains(address)) {
+            if let Some(count) = self.addresses.get_mut(address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.addresses.remove(address);
+                    touched.routes |= desired.routes.remove(&host_route(*address));
+                }
             }
         }
         if !held.servers.is_empty() || !held.entries.is_empty() {
@@ -239,6 +264,10 @@ impl Claims {
             touch(touched, name, value);
         }
     }
+}
+
+fn host_route(address: IpAddr) -> LocalRoute {
+    LocalRoute { range: address.into(), interface: SERVICE_INTERFACE.into() }
 }
 
 fn touch(touched: &mut Scope, set: String, entry: SetEntry) {

@@ -52,7 +52,9 @@ impl Resolver {
             }
             if families.contains(&family) {
                 let ranges = spec.judged.ranges.iter().filter(|range| Family::of(range.addr()) == family);
-                let entries = ranges.map(|range| crate::state::SetEntry::Net(*range)).collect();
+                let single = self.claims.routes().map(|route| route.range);
+                let single = single.filter(|range| Family::of(range.addr()) == family);
+                let entries = ranges.copied().chain(single).map(crate::state::SetEntry::Net).collect();
                 let name = SetName::IpvsIps.name(family);
                 if let Some(set) = self.desired.sets.get_mut(&name)
                     && set.entries != entries
@@ -67,6 +69,7 @@ impl Resolver {
             .ranges
             .iter()
             .map(|range| LocalRoute { range: *range, interface: SERVICE_INTERFACE.into() })
+            .chain(self.claims.routes())
             .collect();
         if routes != self.desired.routes {
             self.desired.routes = routes;

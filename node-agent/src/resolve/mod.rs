@@ -353,13 +353,16 @@ impl Resolver {
             .as_ref()
             .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges))
             .unwrap_or_default();
-        let view = View { node_port_addresses, virtual_addresses, ipv6: self.view.ipv6 };
+        let own_addresses = self.node.as_ref().map(Node::own_addresses).unwrap_or_default();
+        let view = View { node_port_addresses, virtual_addresses, own_addresses, ipv6: self.view.ipv6 };
         let had_ipv6 = self.claims.ipv6();
         let mut again = BTreeSet::new();
         if all || had_ipv6 != view.ipv6 {
             again.extend(self.plans.uids().cloned());
         } else {
-            if view.node_port_addresses != self.view.node_port_addresses {
+            if (&view.node_port_addresses, &view.own_addresses)
+                != (&self.view.node_port_addresses, &self.view.own_addresses)
+            {
                 again.extend(self.on_node_addresses.iter().cloned());
             }
             if view.virtual_addresses != self.view.virtual_addresses {

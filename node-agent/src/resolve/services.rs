@@ -21,6 +21,8 @@ pub(super) struct View {
     pub node_port_addresses: Vec<IpAddr>,
     /// Addresses of virtual IPs that this node holds or may hold.
     pub virtual_addresses: BTreeSet<IpAddr>,
+    /// Addresses that the node has by another hand.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// IPv6 sets and rules exist.
     pub ipv6: bool,
 }
@@ -29,6 +31,8 @@ pub(super) struct View {
 pub(super) struct Derived {
     pub servers: BTreeMap<VirtualServerKey, VirtualServer>,
     pub entries: BTreeSet<Entry>,
+    /// Addresses from outside that are made local.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// What of the node a plan depends on.
@@ -42,6 +46,10 @@ pub(super) fn dependence(plan: &Plan) -> Dependence {
     for frontend in plan.ports().flat_map(|port| port.frontends.iter()) {
         match frontend.kind {
             FrontendKind::ClusterIP => {}
+            FrontendKind::ExternalIP | FrontendKind::LoadBalancer => {
+                found.on_node_addresses = true;
+                found.on_virtual_addresses = true;
+            }
             FrontendKind::NodePort => found.on_node_addresses = true,
             FrontendKind::VirtualIP | FrontendKind::VirtualIPNodePort => found.on_virtual_addresses = true,
         }
@@ -74,6 +82,12 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             let family = Family::of(place.address);
             answer(&mut derived, key, port, default_scheduler, standing.pool(port, family, local));
             entries(&mut derived.entries, port, place);
+            if matches!(place.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer)
+                && !view.virtual_addresses.contains(&place.address)
+            {
+                derived.addresses.insert(place.address);
+                derived.entries.insert((SetName::IpvsIps, family, SetEntry::Net(place.address.into())));
+            }
             // The node itself and its pods reach every endpoint, whatever clients from outside do.
             if let Some(number) = port.inside_number.filter(|_| port.external_local && !place.is_internal()) {
                 let mark = inside_mark(number, port.protocol);
@@ -88,7 +102,9 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             derived.entries.insert((SetName::LoopBack, Family::of(endpoint.address), entry));
         }
     }
-    derived.entries.retain(|(_, family, _)| *family == Family::V4 || view.ipv6);
+    let possible = |family: Family| family == Family::V4 || view.ipv6;
+    derived.entries.retain(|(_, family, _)| possible(*family));
+    derived.addresses.retain(|address| possible(Family::of(*address)));
     derived
 }
 
@@ -104,6 +120,12 @@ fn places(port: &Port, view: &View) -> Vec<Place> {
                 addresses.filter(|address| families.contains(&Family::of(*address))).for_each(add);
             }
             (FrontendKind::ClusterIP, Some(address)) => add(address),
+            // What the node itself has is no Service's, whatever was planned before it got it.
+            (FrontendKind::ExternalIP | FrontendKind::LoadBalancer, Some(address))
+                if !view.own_addresses.contains(&address) =>
+            {
+                add(address);
+            }
             (FrontendKind::VirtualIP | FrontendKind::VirtualIPNodePort, Some(address))
                 if view.virtual_addresses.contains(&address) =>
             {
@@ -147,7 +169,13 @@ fn entries(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place) {
     let mut add = |set: SetName, entry: SetEntry| _ = entries.insert((set, family, entry));
     match place.kind {
         FrontendKind::ClusterIP => add(SetName::ClusterIp, whole),
-        FrontendKind::VirtualIP => {
+        FrontendKind::ExternalIP => {
+            add(SetName::ExternalIp, whole);
+            if port.external_local {
+                add(SetName::ExternalIpLocal, whole);
+            }
+        }
+        FrontendKind::VirtualIP | FrontendKind::LoadBalancer => {
             add(SetName::LoadBalancer, whole);
             if port.external_local {
                 add(SetName::LoadBalancerLocal, whole);

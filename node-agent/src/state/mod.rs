@@ -121,6 +121,13 @@ pub struct LocalRoute {
     pub interface: String,
 }
 
+impl LocalRoute {
+    /// Whether it is of a range and not of a single address.
+    pub fn is_range(&self) -> bool {
+        self.range.prefix_len() < self.range.max_prefix_len()
+    }
+}
+
 /// A set of the kernel (ipset).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

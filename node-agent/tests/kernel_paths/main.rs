@@ -18,6 +18,7 @@ mod plans;
 #[path = "../kernel_netlink/support.rs"]
 mod support;
 
+mod external;
 mod policies;
 mod protocols;
 mod world;

@@ -35,51 +35,72 @@ pub(crate) struct Facts {
 /// Order of ownership of an address: the older object, then the first name.
 pub(crate) type Claim = (Option<Timestamp>, String);
 
-/// Who wants and who has which address.
-#[derive(Debug, Default)]
-pub(crate) struct Claims {
-    by_address: BTreeMap<IpAddr, BTreeSet<Claim>>,
-    of: BTreeMap<String, (Claim, BTreeSet<IpAddr>)>,
+/// Who wants and who has which address, or place at one.
+#[derive(Debug)]
+pub(crate) struct Claims<K = IpAddr> {
+    by_key: BTreeMap<K, BTreeSet<Claim>>,
+    of: BTreeMap<String, (Claim, BTreeSet<K>)>,
+    version: u64,
 }
 
-impl Claims {
+impl<K> Default for Claims<K> {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new(), of: BTreeMap::new(), version: 0 }
+    }
+}
+
+impl<K: Copy + Ord> Claims<K> {
     /// Sets the claims of `claim.1` and returns the names of the others whose standing may change by it.
-    pub(crate) fn set(&mut self, claim: Claim, addresses: BTreeSet<IpAddr>) -> BTreeSet<String> {
+    pub(crate) fn set(&mut self, claim: Claim, keys: BTreeSet<K>) -> BTreeSet<String> {
         let name = claim.1.clone();
         let before = self.of.remove(&name);
-        if before.as_ref().is_some_and(|(c, a)| *c == claim && *a == addresses) {
+        if before.as_ref().is_some_and(|(c, k)| *c == claim && *k == keys) {
             if let Some(same) = before {
                 self.of.insert(name, same);
             }
             return BTreeSet::new();
         }
+        self.version += 1;
         let mut others = BTreeSet::new();
         if let Some((old, list)) = before {
-            for address in list {
-                if let Some(all) = self.by_address.get_mut(&address) {
+            for key in list {
+                if let Some(all) = self.by_key.get_mut(&key) {
                     all.remove(&old);
                     others.extend(all.iter().map(|c| c.1.clone()));
                     if all.is_empty() {
-                        self.by_address.remove(&address);
+                        self.by_key.remove(&key);
                     }
                 }
             }
         }
-        for address in &addresses {
-            let all = self.by_address.entry(*address).or_default();
+        for key in &keys {
+            let all = self.by_key.entry(*key).or_default();
             others.extend(all.iter().map(|c| c.1.clone()));
             all.insert(claim.clone());
         }
-        if !addresses.is_empty() {
-            self.of.insert(name.clone(), (claim, addresses));
+        if !keys.is_empty() {
+            self.of.insert(name.clone(), (claim, keys));
         }
         others.remove(&name);
         others
     }
 
-    /// Who of those that claim `address` it belongs to.
-    pub(crate) fn owner(&self, address: IpAddr) -> Option<&str> {
-        self.by_address.get(&address)?.first().map(|c| c.1.as_str())
+    /// Takes back all claims of a name; returns the names of the others whose standing may change by it.
+    pub(crate) fn set_by_name(&mut self, name: &str) -> BTreeSet<String> {
+        match self.of.get(name).map(|(claim, _)| claim.clone()) {
+            Some(claim) => self.set(claim, BTreeSet::new()),
+            None => BTreeSet::new(),
+        }
+    }
+
+    /// Who of those that claim `key` it belongs to.
+    pub(crate) fn owner(&self, key: K) -> Option<&str> {
+        self.by_key.get(&key)?.first().map(|c| c.1.as_str())
+    }
+
+    /// Grows with every change.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 }
 
@@ -300,7 +321,7 @@ pub(crate) fn judge(
 }
 
 /// What has `address` already, in words.
-fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
+pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
     if let Some(net) = facts.settings.service_cidrs.iter().find(|n| n.contains(&address)) {
         return Some(format!("in the range {net} of Services"));
     }

@@ -104,7 +104,10 @@ pub(crate) fn published<'a>(
             match frontend.kind {
                 FrontendKind::VirtualIP => found.entry(entry()).or_default().0.push(frontend.port),
                 FrontendKind::VirtualIPNodePort => found.entry(entry()).or_default().1 = true,
-                FrontendKind::ClusterIP | FrontendKind::NodePort => {}
+                FrontendKind::ClusterIP
+                | FrontendKind::NodePort
+                | FrontendKind::ExternalIP
+                | FrontendKind::LoadBalancer => {}
             }
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::accept::{Claims, Facts};
 use crate::agents::Agents;
 use crate::complaints::Complaints;
+use crate::external::External;
 use crate::inside::InsideNumbers;
 use crate::service::{EndpointsInfo, Named};
 use crate::slices::Slices;
@@ -32,6 +33,7 @@ pub struct Index {
     slices: Slices,
     inside: InsideNumbers,
     complaints: Complaints,
+    external: External,
     /// Names of nodes, shared by the endpoints on them.
     names: BTreeSet<Arc<str>>,
 
@@ -80,6 +82,7 @@ impl Index {
             slices,
             inside: InsideNumbers::default(),
             complaints: Complaints::default(),
+            external: External::default(),
             names: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             complete: BTreeSet::new(),

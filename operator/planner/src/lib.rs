@@ -22,6 +22,7 @@ mod agents;
 mod bindings;
 mod change;
 mod complaints;
+mod external;
 mod index;
 mod inside;
 mod node;

@@ -17,6 +17,9 @@ pub struct Settings {
     /// Addresses of API servers that operator and agents are told of; those of the Service `default/kubernetes` are
     /// known besides. None of them can become a virtual IP.
     pub api_servers: Vec<IpAddr>,
+    /// Ranges that Services may name in `externalIPs`; none by default. Whoever may write a Service may take any
+    /// address of them.
+    pub external_ip_cidrs: Vec<IpNet>,
     /// IPVS scheduler of all virtual servers, for example `rr`; `None` leaves the choice to the agents.
     pub scheduler: Option<String>,
     /// Kernel modules that every node needs; each must stand in [`ALLOWED_MODULES`].
@@ -38,6 +41,7 @@ impl Default for Settings {
             service_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
             api_servers: Vec::new(),
+            external_ip_cidrs: Vec::new(),
             scheduler: None,
             modules: ["ip_vs", "ip_vs_rr", "nf_conntrack"].map(str::to_owned).to_vec(),
             sysctls: vec![

@@ -69,9 +69,10 @@ impl Index {
             self.plan_vip(&name, now, &mut out);
             planned.insert(name);
         }
-        let services = std::mem::take(&mut self.todo_services);
         if slices_ready {
-            for service in services {
+            let version = self.epoch + self.in_force.version();
+            self.todo_services.extend(self.external.outdated(version));
+            while let Some(service) = self.todo_services.pop_first() {
                 let new = self.plan_service(&service);
                 if !new.is_empty() {
                     self.note_publication(&service, &new);
@@ -82,7 +83,7 @@ impl Index {
                 out.extend(self.slices.flush());
             }
         } else {
-            self.held_back.extend(services.iter().map(service_key));
+            self.held_back.extend(std::mem::take(&mut self.todo_services).iter().map(service_key));
         }
         for node in std::mem::take(&mut self.todo_nodes) {
             // A state that does not exist yet comes after the slices: with an empty list of them beside it, an agent
@@ -109,22 +110,36 @@ impl Index {
             let uid: Arc<str> = "-".into();
             self.inside.assign(service, &mut []);
             self.complaints.set(service, None, Vec::new());
+            let others = self.external.remove(service);
+            self.todo_services.extend(others);
             self.slices.set(service, &uid, None);
             return BTreeSet::new();
         };
-        let bound: Vec<BoundFrontend> = if self.vips_adopted {
+        let mut bound: Vec<BoundFrontend> = if self.vips_adopted {
             let vips = self.vips_of_service.get(service).into_iter().flatten();
             vips.filter_map(|v| self.vips.get(v)?.bound.get(service)).flatten().cloned().collect()
         } else {
             // VirtualIPs cannot be read: what they gave stays.
             carried_over(&self.slices, service, info)
         };
+        let (frontends, refused, others) = self.external.judge(
+            service,
+            info,
+            &self.facts,
+            |address| {
+                let owner = self.in_force.owner(address)?;
+                let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
+                Some((owner.to_owned(), named))
+            },
+        );
+        bound.extend(frontends);
+        self.todo_services.extend(others);
         let of = self.endpoints_of.get(service).into_iter().flatten();
         let endpoints = of.filter_map(|n| self.endpoints.get(n));
         let scheduler = self.facts.settings.scheduler.as_deref();
         let mut ports = plan_service(info, endpoints, &bound, scheduler);
         let too_few = self.inside.assign(service, ports.as_deref_mut().unwrap_or_default());
-        self.complaints.set(service, Some(&info.uid), complaints(info, too_few));
+        self.complaints.set(service, Some(&info.uid), complaints(info, refused, too_few));
         let before = on_virtual_ips(self.slices.plan_of(service));
         let uid = Arc::clone(&info.uid);
         if !self.slices.set(service, &uid, ports) {
@@ -215,11 +230,12 @@ impl Index {
     }
 }
 
-fn complaints(service: &ServiceInfo, too_few_numbers: bool) -> Vec<Complaint> {
+fn complaints(service: &ServiceInfo, refused: Vec<Complaint>, too_few_numbers: bool) -> Vec<Complaint> {
     let annotations = service.unusable().iter();
     let mut all: Vec<Complaint> = annotations
         .map(|unusable| Complaint { reason: "AnnotationIgnored", note: unusable.to_string() })
         .collect();
+    all.extend(refused);
     if too_few_numbers {
         let note = "externalTrafficPolicy Local: more than 4095 ports have it; nodes and their pods reach the \
                     endpoints of their own node only by this one's node port and external addresses";

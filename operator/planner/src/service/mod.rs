@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
-use nodenet_crds::{LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy};
+use k8s_openapi::jiff::Timestamp;
+use nodenet_crds::{FrontendKind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy};
 
 pub(crate) use self::endpoints::EndpointsInfo;
 pub(crate) use self::plan::{BoundFrontend, plan_service};
@@ -61,8 +62,11 @@ impl LeftAlone {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceInfo {
     pub(crate) uid: Arc<str>,
+    pub(crate) created: Option<Timestamp>,
     pub(crate) left_alone: Option<LeftAlone>,
     cluster_ips: Vec<IpAddr>,
+    /// Addresses from outside the cluster, as they are written: they are judged elsewhere.
+    pub(crate) external: Vec<(FrontendKind, IpAddr)>,
     publish_not_ready: bool,
     scheduling: Scheduling,
     internal_traffic_policy: TrafficPolicy,
@@ -86,6 +90,24 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
         Some("SCTP") => Some(Protocol::SCTP),
         Some(_) => None,
     }
+}
+
+/// `externalIPs`, and the addresses that a load balancer was given unless it delivers packets by itself.
+fn external(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
+    let spec = service.spec.as_ref();
+    let written = spec.and_then(|s| s.external_ips.as_deref()).unwrap_or_default().iter();
+    let written = written.filter_map(|text| Some((FrontendKind::ExternalIP, text.parse().ok()?)));
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let balancer = balancer.filter(|_| spec.is_some_and(|s| s.type_.as_deref() == Some("LoadBalancer")));
+    let given = balancer.and_then(|b| b.ingress.as_deref()).unwrap_or_default().iter();
+    let given = given
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| Some((FrontendKind::LoadBalancer, ingress.ip.as_deref()?.parse().ok()?)));
+    let mut all: Vec<(FrontendKind, IpAddr)> = written.chain(given).collect();
+    all.sort_unstable();
+    // What is both answers once.
+    all.dedup_by_key(|(_, address)| *address);
+    all
 }
 
 fn traffic_policy(name: Option<&str>) -> TrafficPolicy {
@@ -132,6 +154,8 @@ impl ServiceInfo {
         });
         Self {
             uid: service.metadata.uid.as_deref().unwrap_or("-").into(),
+            created: service.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            external: if left_alone.is_none() { external(service) } else { Vec::new() },
             left_alone,
             cluster_ips,
             publish_not_ready: spec.is_some_and(|s| s.publish_not_ready_addresses == Some(true)),

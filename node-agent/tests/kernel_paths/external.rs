@@ -1,0 +1,90 @@
+//! Addresses from outside: `externalIPs`, and those that a load balancer was given.
+
+use nodenet_agent::kernel::Kernel;
+use nodenet_agent::state::Scope;
+use nodenet_crds::{FrontendKind, PortPlan, Protocol, TrafficPolicy};
+
+use crate::plans::{NODE, endpoint, frontend, plan, port, slice};
+use crate::support::in_namespace;
+use crate::world::{Plan, V4, V6, World, able, at, connect, node, refused, seen, world};
+
+fn external(p: &Plan) {
+    let World { client, far: _far, a, b: _b, here } = world(p);
+    let mut node = node(p);
+    let (balanced, named) =
+        if p.v6 { ("fd00:51::9", "fd00:51::10") } else { ("198.51.100.9", "198.51.100.10") };
+    for address in [balanced, named] {
+        let length = if p.v6 { 128 } else { 32 };
+        client.run("ip", &format!("route add {address}/{length} via {}", p.node));
+    }
+    let endpoints = || vec![endpoint(p.a, 8080, NODE), endpoint(p.far, 8080, "node-2")];
+    let frontends = || {
+        vec![
+            frontend(FrontendKind::ClusterIP, Some(p.cluster_ip), 80),
+            frontend(FrontendKind::LoadBalancer, Some(balanced), 80),
+            frontend(FrontendKind::ExternalIP, Some(named), 80),
+        ]
+    };
+    let before = node.kernel.observe(&Scope { routes: true, ..Scope::default() }).unwrap().routes;
+    let mut put = |revision, ports: Vec<PortPlan>| {
+        node.resolver.put_slice("a", &slice(revision, vec![plan("web", revision, ports)]));
+        assert!(node.settle() > 0);
+        assert_eq!(node.settle(), 0, "all is right already");
+        node.kernel.observe(&Scope { routes: true, ..Scope::default() }).unwrap().routes
+    };
+
+    let routes = put(1, vec![port(Protocol::TCP, frontends(), endpoints())]);
+    assert_eq!(routes.len(), before.len() + 3, "the range and two single addresses: {routes:?}");
+    let everywhere = [("a", p.gateway, 1), ("far", p.towards_far, 1)];
+    for address in [balanced, named] {
+        assert_eq!(
+            connect(&client.namespace(), at(address, 80), 2),
+            seen(&everywhere),
+            "a client: {address}"
+        );
+        assert_eq!(connect(&here, at(address, 80), 2), seen(&everywhere), "the node: {address}");
+        for (who, from) in [("a client", &client.namespace()), ("a pod", &a.namespace()), ("the node", &here)]
+        {
+            let answers = connect(from, at(address, 9999), 1);
+            assert_eq!(answers, refused(), "{who}: a port of the node at {address}");
+        }
+    }
+
+    let local = PortPlan {
+        external_traffic_policy: TrafficPolicy::Local,
+        inside_number: Some(9),
+        ..port(Protocol::TCP, frontends(), endpoints())
+    };
+    put(2, vec![local]);
+    for address in [balanced, named] {
+        let answers = connect(&client.namespace(), at(address, 80), 2);
+        assert_eq!(answers, seen(&[("a", p.client, 2)]), "a client with the policy Local: {address}");
+        assert_eq!(connect(&here, at(address, 80), 2), seen(&everywhere), "the node: {address}");
+        let answers = connect(&a.namespace(), at(address, 80), 2);
+        assert_eq!(answers, seen(&[("a", p.gateway, 1), ("far", p.a, 1)]), "a pod: {address}");
+    }
+
+    let inside = vec![frontend(FrontendKind::ClusterIP, Some(p.cluster_ip), 80)];
+    node.resolver.list_started();
+    node.resolver
+        .put_slice("a", &slice(3, vec![plan("web", 3, vec![port(Protocol::TCP, inside, endpoints())])]));
+    node.resolver.list_completed(&["a".to_owned()].into());
+    assert!(node.settle() > 0);
+    let routes = node.kernel.observe(&Scope { routes: true, ..Scope::default() }).unwrap().routes;
+    assert_eq!(routes.len(), before.len() + 1, "only the range is left: {routes:?}");
+    assert_eq!(connect(&here, at(p.cluster_ip, 80), 2), seen(&everywhere));
+}
+
+#[test]
+fn addresses_from_outside_are_served_in_ipv4() {
+    if able() {
+        in_namespace(|| external(&V4));
+    }
+}
+
+#[test]
+fn addresses_from_outside_are_served_in_ipv6() {
+    if able() {
+        in_namespace(|| external(&V6));
+    }
+}

@@ -1,0 +1,135 @@
+//! Addresses of Services that come from outside: `externalIPs`, and those that a load balancer was given.
+//!
+//! A node takes packets to them for its own, so an address that something else has would be cut off. The author of a
+//! Service is not the cluster's administrator: what is not granted, or is another's, is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use nodenet_crds::{Frontend, FrontendKind, Protocol};
+
+use crate::accept::{self, Claim, Claims, Facts};
+use crate::complaints::Complaint;
+use crate::service::{BoundFrontend, Named, ServiceInfo};
+
+/// Where a port of a Service answers.
+type Place = (IpAddr, Protocol, u16);
+
+/// Who has which place, and who wants it.
+#[derive(Debug, Default)]
+pub(crate) struct External {
+    claims: Claims<Place>,
+    /// Services that want any, by their name in a claim.
+    services: BTreeMap<String, Named>,
+    judged: u64,
+}
+
+impl External {
+    /// Services to be judged again because what they are judged by is `version` now.
+    pub(crate) fn outdated(&mut self, version: u64) -> BTreeSet<Named> {
+        if std::mem::replace(&mut self.judged, version) == version {
+            return BTreeSet::new();
+        }
+        self.services.values().cloned().collect()
+    }
+
+    /// The Service wants no such address, or is gone. Returns those that may have its places now.
+    pub(crate) fn remove(&mut self, service: &Named) -> BTreeSet<Named> {
+        let name = service.to_string();
+        match self.services.remove(&name) {
+            Some(_) => {
+                let others = self.claims.set_by_name(&name);
+                self.named(others)
+            }
+            None => BTreeSet::new(),
+        }
+    }
+
+    /// Judges the addresses of a Service: its frontends there, what is wrong, and the Services that may lose or get a
+    /// place by it. `virtual_ip` names the VirtualIP that has an address, and says whether it names this Service.
+    pub(crate) fn judge(
+        &mut self,
+        service: &Named,
+        info: &ServiceInfo,
+        facts: &Facts,
+        virtual_ip: impl Fn(IpAddr) -> Option<(String, bool)>,
+    ) -> (Vec<BoundFrontend>, Vec<Complaint>, BTreeSet<Named>) {
+        if info.external.is_empty() {
+            return (Vec::new(), Vec::new(), self.remove(service));
+        }
+        let mut complaints = Vec::new();
+        let mut usable = Vec::new();
+        for (kind, address) in &info.external {
+            let field = match kind {
+                FrontendKind::ExternalIP => "spec.externalIPs",
+                _ => "status.loadBalancer.ingress",
+            };
+            let refuse = |what: String| Complaint {
+                reason: "AddressRefused",
+                note: format!("{field}: {address} is {what}; it is not served"),
+            };
+            match virtual_ip(*address) {
+                // It answers there by the VirtualIP already.
+                Some((_, true)) => continue,
+                Some((name, false)) => {
+                    complaints.push(refuse(format!(
+                        "an address of VirtualIP {name}, which does not name this Service in spec.services"
+                    )));
+                    continue;
+                }
+                None => {}
+            }
+            if *kind == FrontendKind::ExternalIP
+                && !facts.settings.external_ip_cidrs.iter().any(|granted| granted.contains(address))
+            {
+                complaints.push(refuse(
+                    "in no range that the cluster's administrator grants to Services (externalIPCIDRs of the chart)"
+                        .to_owned(),
+                ));
+                continue;
+            }
+            match accept::in_use(*address, facts, &BTreeSet::new()) {
+                Some(what) => complaints.push(refuse(what)),
+                None => usable.push((*kind, *address)),
+            }
+        }
+
+        let name = service.to_string();
+        let claim: Claim = (info.created, name.clone());
+        let places: BTreeSet<Place> = usable
+            .iter()
+            .flat_map(|(_, address)| info.ports.iter().map(|port| (*address, port.protocol, port.port)))
+            .collect();
+        let others = self.claims.set(claim, places);
+        let others = self.named(others);
+        self.services.insert(name.clone(), service.clone());
+
+        let mut frontends = Vec::new();
+        for (kind, address) in usable {
+            for port in &info.ports {
+                let owner = self.claims.owner((address, port.protocol, port.port));
+                if let Some(owner) = owner.filter(|owner| **owner != *name) {
+                    complaints.push(Complaint {
+                        reason: "AddressRefused",
+                        note: format!(
+                            "{:?} port {} of {address} belongs to Service {owner}, which was there first; it is not \
+                             served for this one",
+                            port.protocol, port.port
+                        ),
+                    });
+                    continue;
+                }
+                frontends.push(BoundFrontend {
+                    protocol: port.protocol,
+                    service_port: port.port,
+                    frontend: Frontend { kind, address: Some(address.to_string()), port: port.port.into() },
+                });
+            }
+        }
+        (frontends, complaints, others)
+    }
+
+    fn named(&self, names: BTreeSet<String>) -> BTreeSet<Named> {
+        names.iter().filter_map(|name| self.services.get(name).cloned()).collect()
+    }
+}

@@ -1,0 +1,160 @@
+//! Which addresses from outside a Service gets: its author is not the cluster's administrator.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod simulation;
+
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service, ServiceStatus};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use nodenet_crds::{FrontendKind, ServiceBinding};
+use nodenet_planner::{Kind, ObjectRef, Settings};
+use simulation::{Cluster, endpoints, s, service, virtual_ip};
+
+/// One node, an API server at 192.168.0.2, externalIPs granted in 203.0.113.0/24 and, by mistake, all of the nodes' network.
+fn cluster() -> Cluster {
+    let net = |text: &str| text.parse().unwrap();
+    let mut c = Cluster::new(Settings {
+        service_cidrs: vec![net("10.96.0.0/12")],
+        cluster_cidrs: vec![net("10.244.0.0/16")],
+        external_ip_cidrs: vec![net("203.0.113.0/24"), net("192.168.0.0/24"), net("10.0.0.0/8")],
+        ..Settings::default()
+    });
+    c.add_node("n1", "192.168.0.11");
+    let api: EndpointSlice = endpoints("default", "kubernetes", "kubernetes", &["192.168.0.2".to_owned()]);
+    c.put(api);
+    c
+}
+
+fn wants(name: &str, cluster_ip: &str, external: &[&str], created: i64) -> Service {
+    let mut object = service("default", name, cluster_ip, None);
+    object.metadata.creation_timestamp = Some(Time(Timestamp::from_second(created).unwrap()));
+    object.spec.as_mut().unwrap().external_ips = Some(external.iter().map(ToString::to_string).collect());
+    object
+}
+
+fn balanced(name: &str, cluster_ip: &str, ip: &str, mode: Option<&str>) -> Service {
+    let mut object = wants(name, cluster_ip, &[], 100);
+    object.spec.as_mut().unwrap().type_ = Some("LoadBalancer".to_owned());
+    let ingress = LoadBalancerIngress {
+        ip: Some(ip.to_owned()),
+        ip_mode: mode.map(str::to_owned),
+        ..LoadBalancerIngress::default()
+    };
+    object.status = Some(ServiceStatus {
+        load_balancer: Some(LoadBalancerStatus { ingress: Some(vec![ingress]) }),
+        ..ServiceStatus::default()
+    });
+    object
+}
+
+/// Addresses from outside at which a Service answers.
+fn answers(c: &Cluster, name: &str) -> Vec<(FrontendKind, String)> {
+    let slices = c.slices();
+    let plans = slices.iter().flat_map(|slice| &slice.spec.services).filter(|plan| plan.name == name);
+    let frontends = plans.flat_map(|plan| &plan.ports).flat_map(|port| &port.frontends);
+    let outside = frontends.filter(|f| matches!(f.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer));
+    outside.map(|f| (f.kind, f.address.clone().unwrap())).collect()
+}
+
+fn refusals(c: &Cluster, name: &str) -> Vec<String> {
+    let about = ObjectRef::namespaced(Kind::Service, "default", name);
+    let of = c.events.iter().filter(|event| event.regarding == about && event.reason == "AddressRefused");
+    of.map(|event| event.note.clone()).collect()
+}
+
+#[test]
+fn a_granted_address_and_one_of_a_load_balancer_are_served() {
+    let mut c = cluster();
+    c.put(wants("web", "10.96.0.1", &["203.0.113.7"], 1));
+    c.put(balanced("lb", "10.96.0.2", "198.51.100.9", Some("VIP")));
+    c.put(balanced("proxied", "10.96.0.3", "198.51.100.10", Some("Proxy")));
+    c.run(s(5));
+    assert_eq!(answers(&c, "web"), [(FrontendKind::ExternalIP, "203.0.113.7".to_owned())]);
+    assert_eq!(answers(&c, "lb"), [(FrontendKind::LoadBalancer, "198.51.100.9".to_owned())]);
+    assert_eq!(answers(&c, "proxied"), [], "the load balancer delivers by itself");
+    assert!(c.events.iter().all(|event| event.reason != "AddressRefused"), "{:?}", c.events);
+}
+
+#[test]
+fn what_is_not_granted_or_is_anothers_is_refused_in_words() {
+    let mut c = cluster();
+    c.put(virtual_ip("db", &["192.168.0.15/24"]));
+    c.put(service("default", "other", "10.96.0.9", None));
+    let cases = [
+        ("ungranted", "198.51.100.7", "externalIPCIDRs"),
+        ("node", "192.168.0.11", "an address of Node n1"),
+        ("api", "192.168.0.2", "an API server"),
+        ("vip", "192.168.0.15", "VirtualIP db"),
+        ("cluster-ip", "10.96.0.9", "the range 10.96.0.0/12 of Services"),
+        ("pod", "10.244.1.5", "the pod network 10.244.0.0/16"),
+    ];
+    for (i, (name, address, _)) in cases.iter().enumerate() {
+        c.put(wants(name, &format!("10.97.0.{i}"), &[address], 1));
+    }
+    c.put(balanced("balancer", "10.97.1.1", "192.168.0.11", None));
+    c.run(s(5));
+    for (name, address, words) in cases {
+        assert_eq!(answers(&c, name), [], "{name}");
+        let told = refusals(&c, name);
+        assert_eq!(told.len(), 1, "{name}: {told:?}");
+        assert!(told[0].contains(address) && told[0].contains(words), "{name}: {}", told[0]);
+    }
+    assert_eq!(answers(&c, "balancer"), [], "a load balancer's address is judged too");
+}
+
+#[test]
+fn an_address_and_port_belong_to_the_older_service_whatever_its_name() {
+    let mut c = cluster();
+    c.put(wants("web", "10.96.0.1", &["203.0.113.7"], 10));
+    c.run(s(5));
+    // Comes later, and first by name.
+    c.put(wants("a-thief", "10.96.0.2", &["203.0.113.7"], 20));
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1);
+    assert_eq!(answers(&c, "a-thief"), []);
+    assert!(refusals(&c, "a-thief")[0].contains("Service default/web"), "{:?}", refusals(&c, "a-thief"));
+
+    c.restart_operator();
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1, "not by who is read first");
+    assert_eq!(answers(&c, "a-thief"), []);
+
+    c.delete(&ObjectRef::namespaced(Kind::Service, "default", "web"));
+    c.run(s(5));
+    assert_eq!(answers(&c, "a-thief").len(), 1, "it is free now");
+}
+
+#[test]
+fn an_address_that_another_takes_later_is_judged_again() {
+    let mut c = cluster();
+    c.put(wants("web", "10.96.0.1", &["192.168.0.12"], 1));
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1);
+    c.add_node("n2", "192.168.0.12");
+    c.run(s(5));
+    assert_eq!(answers(&c, "web"), [], "a Node has it now");
+    c.delete(&ObjectRef::cluster(Kind::Node, "n2"));
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1);
+}
+
+#[test]
+fn a_virtual_ip_that_names_the_service_serves_its_address() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("front", &["192.168.0.15/24"]);
+    vip.spec.services = vec![ServiceBinding {
+        namespace: "default".into(),
+        name: "lb".into(),
+        ports: None,
+        node_ports: false,
+    }];
+    c.put(balanced("lb", "10.96.0.1", "192.168.0.15", None));
+    c.put(vip);
+    c.run(s(5));
+    assert_eq!(answers(&c, "lb"), [], "by the VirtualIP");
+    assert_eq!(refusals(&c, "lb"), Vec::<String>::new());
+    let slices = c.slices();
+    let frontends = slices.iter().flat_map(|sl| &sl.spec.services).flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
+    assert!(frontends.clone().any(|f| f.kind == FrontendKind::VirtualIP));
+}
