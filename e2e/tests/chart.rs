@@ -334,24 +334,23 @@ fn rights_are_exactly_these() {
     let mut lines: Vec<&str> = shown.lines().collect();
     lines.sort_unstable();
     expect![[r#"
-        nodenet-agent in (cluster): get list watch: nodenetstates, nodenetslices [nodenet.dev]
-        nodenet-agent in (cluster): get: nodes []
+        nodenet-agent in (cluster): list watch: nodenetstates, nodenetslices [nodenet.dev]
         nodenet-agent in (cluster): patch: nodenetstates/status [nodenet.dev]
         nodenet-agent in default: create patch: events [events.k8s.io]
-        nodenet-agent in nodenet-nodes: get create update patch: leases [coordination.k8s.io]
+        nodenet-agent in nodenet-nodes: create patch: leases [coordination.k8s.io]
         nodenet-agent in some-where: get: leases [coordination.k8s.io] called nodenet-operator
         nodenet-cleanup in (cluster): list delete: nodenetstates [nodenet.dev]
         nodenet-cleanup in (cluster): list patch delete: nodenetslices [nodenet.dev]
-        nodenet-operator in (cluster): create patch: events [events.k8s.io]
-        nodenet-operator in (cluster): get list watch create update patch delete: nodenetstates, nodenetslices [nodenet.dev]
-        nodenet-operator in (cluster): get list watch: endpointslices [discovery.k8s.io]
-        nodenet-operator in (cluster): get list watch: nodes, services []
-        nodenet-operator in (cluster): get list watch: virtualips [nodenet.dev]
+        nodenet-operator in (cluster): get list watch create update patch delete: nodenetslices [nodenet.dev]
+        nodenet-operator in (cluster): create: events [events.k8s.io]
+        nodenet-operator in (cluster): list watch create patch delete: nodenetstates [nodenet.dev]
+        nodenet-operator in (cluster): list watch: endpointslices [discovery.k8s.io]
+        nodenet-operator in (cluster): list watch: nodes, services []
+        nodenet-operator in (cluster): list watch: virtualips [nodenet.dev]
         nodenet-operator in (cluster): patch: virtualips/status [nodenet.dev]
-        nodenet-operator in (cluster): update: nodenetstates/finalizers, nodenetslices/finalizers [nodenet.dev]
-        nodenet-operator in nodenet-nodes: get list watch: leases [coordination.k8s.io]
+        nodenet-operator in nodenet-nodes: list watch: leases [coordination.k8s.io]
         nodenet-operator in some-where: create: leases [coordination.k8s.io]
-        nodenet-operator in some-where: get update patch: leases [coordination.k8s.io] called nodenet-operator"#]]
+        nodenet-operator in some-where: get update: leases [coordination.k8s.io] called nodenet-operator"#]]
     .assert_eq(&lines.join("\n"));
     let roles = objects.iter().filter(|object| matches!(kind(object), "Role" | "ClusterRole")).count();
     let bindings = objects.iter().filter(|object| kind(object).ends_with("RoleBinding")).count();

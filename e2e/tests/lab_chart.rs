@@ -79,9 +79,8 @@ fn accounts_may_do_what_they_need_and_no_more() {
     let Some(lab) = Installed::start() else { return };
     for what in [
         "get leases/nodenet-operator -n nodenet-system",
-        "update leases -n nodenet-nodes",
+        "patch leases -n nodenet-nodes",
         "create leases -n nodenet-nodes",
-        "get nodes",
         "watch nodenetstates",
         "watch nodenetslices",
         "patch nodenetstates --subresource=status",
@@ -93,6 +92,8 @@ fn accounts_may_do_what_they_need_and_no_more() {
         "update leases/nodenet-operator -n nodenet-system",
         "create leases -n nodenet-system",
         "delete leases -n nodenet-nodes",
+        "get leases -n nodenet-nodes",
+        "get nodes",
         "patch nodenetstates",
         "update nodenetslices",
         "patch virtualips --subresource=status",
@@ -122,6 +123,7 @@ fn accounts_may_do_what_they_need_and_no_more() {
         "patch services -n default",
         "patch nodes",
         "patch nodenetstates --subresource=status",
+        "patch events.events.k8s.io -n default",
         "get secrets -n nodenet-system",
         "list pods -A",
     ] {
