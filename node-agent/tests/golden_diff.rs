@@ -1,11 +1,12 @@
 //! Golden directories of comparisons: `current.yaml` (what the kernel has), `desired.yaml`, `expected.yaml` (what is done,
-//! claimed and noted), and where it is not the usual one `context.yaml`. `UPDATE_GOLDEN=1` writes what is expected.
+//! claimed and noted), and where it is not the usual one `context.yaml`. `UPDATE_EXPECT=1` writes what is expected.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use expect_test::expect_file;
 use nodenet_agent::agent::words::words;
 use nodenet_agent::diff::{Context, Draining, Journal, Prune, diff};
 use nodenet_agent::state::{NodeState, Scope};
@@ -72,12 +73,7 @@ fn check(directory: &Path) {
         looks_wider: !found.widen.is_empty(),
     };
     let actual = serde_yaml_ng::to_string(&expected).unwrap();
-    let path = directory.join("expected.yaml");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &actual).unwrap();
-    }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(actual, kept, "{name}: expected.yaml differs; UPDATE_GOLDEN=1 writes it");
+    expect_file![directory.join("expected.yaml")].assert_eq(&actual);
 }
 
 #[test]

@@ -1,19 +1,17 @@
-//! The rules as `iptables-restore` gets them, and what is read back of what the programs print.
+//! The rules as `iptables-restore` gets them, and what is read back of what the programs print. `UPDATE_EXPECT=1` writes
+//! what is expected.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
 
+use expect_test::expect_file;
 use nodenet_agent::filter::{Config, parse, restore_text, rules};
 use nodenet_agent::state::{Family, Ruleset};
 
 fn golden(name: &str, actual: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/filter").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, actual).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(actual, expected, "{} differs; UPDATE_GOLDEN=1 writes it", path.display());
+    expect_file![path].assert_eq(actual);
 }
 
 fn with_pod_networks() -> Config {

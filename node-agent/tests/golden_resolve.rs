@@ -1,5 +1,5 @@
 //! Golden directories of resolutions: `input.yaml` (spec, slices, the node's interfaces and addresses) and
-//! `expected.yaml` (what the node must have, its virtual IPs, what makes no sense). `UPDATE_GOLDEN=1` writes what is
+//! `expected.yaml` (what the node must have, its virtual IPs, what makes no sense). `UPDATE_EXPECT=1` writes what is
 //! expected.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use expect_test::expect_file;
 use nodenet_agent::resolve::{Options, Origin, Resolver};
 use nodenet_agent::state::NodeState;
 use nodenet_crds::{NodeNetSliceSpec, NodeNetStateSpec};
@@ -67,12 +68,7 @@ fn check(directory: &Path) {
         desired,
     };
     let actual = serde_yaml_ng::to_string(&expected).unwrap();
-    let path = directory.join("expected.yaml");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &actual).unwrap();
-    }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(actual, kept, "{name}: expected.yaml differs; UPDATE_GOLDEN=1 writes it");
+    expect_file![directory.join("expected.yaml")].assert_eq(&actual);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Golden directories: `input.yaml` (manifests, and `settings.yaml` where there is one) in, `expected.yaml` out.
-//! `UPDATE_GOLDEN=1 cargo test -p nodenet-planner --test golden` writes what is planned now.
+//! `UPDATE_EXPECT=1 cargo test -p nodenet-planner --test golden` writes what is planned now.
 // Outside of #[test] functions the lints know of no test.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use expect_test::expect_file;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_planner::{Now, Object, Rendered, Settings, render};
 use serde::Deserialize;
@@ -88,8 +89,6 @@ fn yaml(rendered: &Rendered) -> String {
 #[test]
 fn manifests_are_planned_as_the_golden_directories_say() {
     let now = Now { monotonic: Duration::ZERO, wall: Timestamp::from_second(1_767_225_600).unwrap() };
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let mut wrong = Vec::new();
     let all = directories();
     assert!(all.len() >= 8, "golden directories are missing");
     for directory in all {
@@ -103,12 +102,6 @@ fn manifests_are_planned_as_the_golden_directories_say() {
             "{}: the order of the manifests matters",
             directory.display()
         );
-        let path = directory.join("expected.yaml");
-        if update {
-            fs::write(&path, &got).unwrap();
-        } else if fs::read_to_string(&path).unwrap_or_default() != got {
-            wrong.push(format!("{}: planned is\n{got}", directory.display()));
-        }
+        expect_file![directory.join("expected.yaml")].assert_eq(&got);
     }
-    assert!(wrong.is_empty(), "{}\nUPDATE_GOLDEN=1 writes what is planned now", wrong.join("\n"));
 }
