@@ -341,9 +341,9 @@ fn rights_are_exactly_these() {
         nodenet-agent in some-where: get: leases [coordination.k8s.io] called nodenet-operator
         nodenet-cleanup in (cluster): list delete: nodenetstates [nodenet.dev]
         nodenet-cleanup in (cluster): list patch delete: nodenetslices [nodenet.dev]
-        nodenet-operator in (cluster): get list watch create update patch delete: nodenetslices [nodenet.dev]
         nodenet-operator in (cluster): create: events [events.k8s.io]
-        nodenet-operator in (cluster): list watch create patch delete: nodenetstates [nodenet.dev]
+        nodenet-operator in (cluster): get list watch create patch delete: nodenetstates [nodenet.dev]
+        nodenet-operator in (cluster): get list watch create update patch delete: nodenetslices [nodenet.dev]
         nodenet-operator in (cluster): list watch: endpointslices [discovery.k8s.io]
         nodenet-operator in (cluster): list watch: nodes, services []
         nodenet-operator in (cluster): list watch: virtualips [nodenet.dev]

@@ -55,6 +55,8 @@ pub struct Control {
     /// The NodeNetStates as they are after the term began. What is known of them until then may lack the last writes of
     /// another leader.
     reading: FuturesUnordered<BoxFuture<'static, Vec<Change>>>,
+    /// NodeNetStates that are read again because a write to them failed.
+    looks: FuturesUnordered<BoxFuture<'static, (ObjectRef, Option<Object>)>>,
     /// Number of the last plan.
     plan: u64,
     started: Instant,
@@ -86,6 +88,7 @@ impl Control {
             unsent_due: Instant::now(),
             term: None,
             reading: FuturesUnordered::new(),
+            looks: FuturesUnordered::new(),
             plan: 0,
             started: Instant::now(),
             publisher,
@@ -125,6 +128,12 @@ impl Control {
                 () = &mut stop => break,
                 changed = self.leadership.changed() => role = Some(changed),
                 Some(ended) = self.under_way.next() => self.ended(ended),
+                Some((object, found)) = self.looks.next() => {
+                    if let Some(found) = found {
+                        self.change(Seen { change: Change::Upsert(found), at: Instant::now() });
+                    }
+                    self.write_failed(object);
+                }
                 Some(states) = self.reading.next() => {
                     for change in states {
                         self.change(Seen { change, at: Instant::now() });
@@ -182,6 +191,7 @@ impl Control {
     fn stand_by(&mut self) {
         self.term = None;
         self.reading.clear();
+        self.looks.clear();
         self.metrics.leader(false);
         self.index = Index::new(self.index.settings().clone());
         self.keys.clear();
@@ -210,13 +220,29 @@ impl Control {
         }
     }
 
+    /// What a failed write was for is planned again.
+    fn write_failed(&mut self, object: ObjectRef) {
+        let at = Instant::now();
+        let now = self.now();
+        for key in self.index.apply(Change::WriteFailed(object), &now) {
+            self.keys.add_now(key, at);
+        }
+    }
+
     fn turn(&mut self) {
         let at = Instant::now();
         if self.term.is_some() && self.leadership.may_write() {
             let now = self.now();
             while let Some(object) = self.failed.pop(at) {
-                for key in self.index.apply(Change::WriteFailed(object), &now) {
-                    self.keys.add_now(key, at);
+                if object.kind == Kind::NodeNetState {
+                    // Its agent writes its status: what the watch has shown may be old again.
+                    let publisher = self.publisher.clone();
+                    self.looks.push(Box::pin(async move {
+                        let found = publisher.state(&object.name).await;
+                        (object, found)
+                    }));
+                } else {
+                    self.write_failed(object);
                 }
             }
             if self.index.due().is_some_and(|due| due <= now.monotonic) {

@@ -194,6 +194,12 @@ impl Publisher {
         result
     }
 
+    /// A NodeNetState as the API server has it now; `None` where it has none, or does not say.
+    pub async fn state(&self, node: &str) -> Option<Object> {
+        let found = timeout(ANSWER, self.states.get_opt(node)).await.ok()?.ok()?;
+        found.map(Object::from)
+    }
+
     async fn request(&self, output: &Output) -> Result<Option<Object>, kube::Error> {
         let manager =
             PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.into()), ..PostParams::default() };

@@ -13,9 +13,18 @@ struct Server {
     services: usize,
     /// Writes to objects of this name are refused.
     poisoned: &'static str,
-    /// The NodeNetStates to list.
+    /// The NodeNetStates. Their agents write their status whenever they were listed.
     states: Arc<Mutex<Vec<Value>>>,
     writes: Arc<Mutex<Vec<(Instant, String)>>>,
+}
+
+fn version(object: &Value) -> &str {
+    object["metadata"]["resourceVersion"].as_str().unwrap()
+}
+
+fn state(spec: &nodenet_crds::NodeNetStateSpec, version: &str) -> Value {
+    let metadata = json!({ "name": "n1", "uid": "s", "resourceVersion": version, "generation": 1 });
+    json!({ "metadata": metadata, "spec": spec })
 }
 
 impl Server {
@@ -45,7 +54,15 @@ impl Server {
                     })
                 })
                 .collect(),
-            "nodenetstates" => self.states.lock().unwrap().clone(),
+            "nodenetstates" => {
+                let mut states = self.states.lock().unwrap();
+                let listed = states.clone();
+                for state in states.iter_mut() {
+                    let version: u32 = version(state).parse().unwrap();
+                    state["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+                }
+                listed
+            }
             _ => Vec::new(),
         }
     }
@@ -57,7 +74,10 @@ impl Server {
             if query.contains("watch=true") {
                 std::future::pending::<()>().await;
             }
-            (200, json!({ "metadata": { "resourceVersion": "9" }, "items": self.list(&path) }))
+            match path.rsplit_once("/nodenetstates/") {
+                Some(_) => (200, self.states.lock().unwrap()[0].clone()),
+                None => (200, json!({ "metadata": { "resourceVersion": "9" }, "items": self.list(&path) })),
+            }
         } else {
             let bytes = request.into_body().collect_bytes().await.unwrap();
             let mut object: Value = serde_json::from_slice(&bytes).unwrap();
@@ -70,6 +90,15 @@ impl Server {
                 let status = json!({ "kind": "Status", "status": "Failure", "code": 422, "reason": "Invalid",
                                      "message": "this one never" });
                 (422, status)
+            } else if let Some(steps) = object.as_array() {
+                let mut states = self.states.lock().unwrap();
+                let step = |path: &str| steps.iter().find(|s| s["path"] == path).unwrap()["value"].clone();
+                if step("/metadata/resourceVersion") == version(&states[0]) {
+                    states[0]["spec"] = step("/spec");
+                    (200, states[0].clone())
+                } else {
+                    (409, json!({ "kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict" }))
+                }
             } else {
                 object["metadata"]["resourceVersion"] = json!("10");
                 object["metadata"]["uid"] = json!(name);
@@ -126,7 +155,6 @@ async fn a_standby_writes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn what_another_leader_wrote_last_is_read_before_a_state_is_written() {
-    let state = |spec: &nodenet_crds::NodeNetStateSpec, version: &str| json!({ "metadata": { "name": "n1", "uid": "s", "resourceVersion": version, "generation": 1 }, "spec": spec });
     let node = json!({ "metadata": { "name": "n1" } });
     let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(node).unwrap();
     let now = Now { monotonic: Duration::ZERO, wall: Timestamp::UNIX_EPOCH };
@@ -141,4 +169,15 @@ async fn what_another_leader_wrote_last_is_read_before_a_state_is_written() {
     });
     run(&server, Leadership::after(Duration::from_secs(10)), Duration::from_secs(20)).await;
     assert_eq!(server.written("n1").len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_its_agent_wrote_meanwhile_is_read_and_written_at_once() {
+    let server = Server::default();
+    server.states.lock().unwrap().push(state(&Default::default(), "1"));
+    run(&server, Leadership::forever(), Duration::from_secs(60)).await;
+    let written = server.written("n1");
+    assert_eq!(written.len(), 2, "refused once: no watch showed the new version");
+    assert!(written[1] - written[0] < Duration::from_millis(50), "{:?}", written[1] - written[0]);
+    assert_ne!(server.states.lock().unwrap()[0]["spec"]["kernel"], json!({}));
 }

@@ -8,7 +8,7 @@ use super::{Index, service_key};
 use crate::accept;
 use crate::node::NodeInfo;
 use crate::service::{EndpointsInfo, Named, ServiceInfo};
-use crate::vip::{VipObject, Wait};
+use crate::vip::{Vip, VipObject, Wait};
 use crate::{Change, Key, Kind, Now, Object, ObjectRef};
 
 impl Index {
@@ -412,6 +412,10 @@ impl Index {
                 if let Some(state) = self.facts.states.get_mut(&object.name) {
                     state.in_flight = None;
                 }
+                // What it was to be given was not: who may have it is asked again.
+                let holds = |v: &&Vip| v.holder.as_ref().is_some_and(|h| h.node == object.name);
+                let given = self.vips.iter().filter(|(_, v)| holds(v));
+                keys.extend(given.map(|(name, _)| Key::VirtualIP(name.clone())));
                 keys.insert(Key::Node(object.name.clone()));
             }
             Kind::VirtualIP => {
