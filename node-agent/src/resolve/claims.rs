@@ -69,9 +69,10 @@ impl Claims {
         let mut problems = Vec::new();
         for (key, uids) in &self.waiting {
             let owner = self.owners.get(key).map(name).unwrap_or_default();
-            for uid in uids {
+            // Beside the plan of a Service that was made again stands that of the old one, until the new one was seen.
+            for other in uids.iter().map(name).filter(|other| *other != owner) {
                 let reason = Reason::Claimed { what: key.to_string(), owner: owner.clone() };
-                problems.push(Problem::new(format!("Service {}", name(uid)), reason));
+                problems.push(Problem::new(format!("Service {other}"), reason));
             }
         }
         problems
