@@ -1,5 +1,5 @@
-//! The holder of a virtual IP is cut off, dies, returns and is cordoned: the virtual IP moves, and at no
-//! moment do two nodes have it.
+//! The holder of a virtual IP is cut off, from its link or from the API server alone, dies, returns and is
+//! cordoned: the virtual IP moves, and at no moment do two nodes have it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nodenet_e2e::lab::LabSpec;
 use nodenet_e2e::lab::protocol::Exec;
 use nodenet_e2e::lab::scene::{Scene, Unmet, so};
+use nodenet_e2e::lab::site::Site;
 use nodenet_e2e::lab::steps::Steps;
 use nodenet_e2e::lab::traffic::longest_outage;
 use nodenet_e2e::tool::init::SHARED;
@@ -37,6 +38,8 @@ fn at_no_moment_do_two_nodes_have_it() {
         agent_killed(&mut scene);
     });
     steps.run("the holder returns and takes it back", || returns(&mut scene));
+    steps
+        .run("a holder that loses the API server alone lets go when another asks for it", || cut_off(&scene));
     steps
         .run("without preemption the holder returns and does not take it back", || no_preemption(&mut scene));
     steps.run("a cordoned holder hands it over", || cordoned(&scene));
@@ -123,6 +126,19 @@ fn returns(scene: &mut Scene) {
     held_by(scene, PREFERRED);
     let reason = reason(scene);
     assert!(reason.contains("priority 200 is higher than 100"), "{reason}");
+}
+
+/// The holder lives and answers, and cannot be told that another node is to have it.
+fn cut_off(scene: &Scene) {
+    let target = "192.168.0.15:39090".parse().unwrap();
+    let prober = scene.place("client").probe(Transport::Tcp, target, 20).unwrap();
+    let api = format!("{}/32", Site::HOST);
+    scene.place(PREFERRED).run(&["ip", "route", "add", "blackhole", &api]).unwrap();
+    held_by(scene, NEXT);
+    scene.place(PREFERRED).run(&["ip", "route", "delete", "blackhole", &api]).unwrap();
+    held_by(scene, PREFERRED);
+    let outage = longest_outage(&prober.stop().unwrap());
+    println!("    {:.2} s without an answer", outage.as_secs_f64());
 }
 
 fn no_preemption(scene: &mut Scene) {

@@ -2,8 +2,7 @@
 //!
 //! The operator gives an address only after the fence of the last holder ran out. Before this node takes one all the
 //! same, it asks the link whether somebody has it (a typo may name the gateway), and it takes none that is answered for.
-//! What the node has already, by its kernel or its journal, it keeps without a question. Beyond that the operator's word
-//! may be stale:
+//! What is in its kernel already it keeps without a question. Beyond that the operator's word may be stale:
 //! * it comes from the copy on disk: addresses that are in the kernel are kept, others are taken only when no API
 //!   server answers for a while and nobody else does;
 //! * another host answers for an address while the API server is out of reach: the operator has moved it, so it goes at
@@ -118,7 +117,7 @@ impl Holding {
         }
     }
 
-    /// The node's state says this. `present` says whether an address is this node's already.
+    /// The node's state says this. `present` says whether an address is in the kernel already.
     pub fn assign(
         &mut self,
         assigned: Vec<Assigned>,
@@ -357,6 +356,10 @@ impl Holding {
             Why::LinkDown { interface } => {
                 (reason::INTERFACE_MISSING, format!("interface {interface} is down or has no carrier"))
             }
+            Why::Taken { key, mac } if s.answered == 0 => (
+                reason::ADDRESS_TAKEN,
+                format!("another host ({mac}) answers for {} on {}: it was given up to it", key.address, key.interface),
+            ),
             Why::Taken { key, mac } => (
                 reason::ADDRESS_TAKEN,
                 format!(

@@ -232,10 +232,9 @@ impl AddressLane {
                 self.state = Some((state, origin));
                 self.set_gone(false);
                 let assigned = self.assigned();
-                let (observed, journal) = (&self.observed, self.machine.journal());
-                // The copy on disk may be old: what ran out since may be another node's.
-                let known = |key: &AddressKey| origin == Origin::Api && journal.addresses.contains(key);
-                let present = |key: &AddressKey| observed.addresses.contains_key(key) || known(key);
+                let observed = &self.observed;
+                // Not what the journal has besides: another node may have had it since.
+                let present = |key: &AddressKey| observed.addresses.contains_key(key);
                 self.holding.assign(assigned, origin, generation, present, now);
                 self.follow_links(now);
                 self.wish = true;
