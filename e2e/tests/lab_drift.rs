@@ -100,7 +100,8 @@ fn others(scene: &Scene) -> BTreeMap<&'static str, Vec<String>> {
     let addresses =
         "for link in ens33 others; do ip -o -4 addr show dev $link; done; ip -o -6 addr show scope global";
     let servers = scene.servers(NODE).unwrap();
-    let foreign = servers.iter().filter(|(server, _)| server.contains(":8443") || server.starts_with("FWM 77 "));
+    let foreign =
+        servers.iter().filter(|(server, _)| server.contains(":8443") || server.starts_with("FWM 77 "));
     BTreeMap::from([
         ("addresses", kept(addresses, &[" 192.168.0.15/"])),
         ("routes", kept("ip -4 route show table all", &["nodenet0", " 192.168.0.15 "])),
