@@ -1,7 +1,7 @@
 //! The loop: changes in, keys through the queue, plans out. It is the only owner of the planner's index and never
 //! waits for a write.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -55,7 +55,8 @@ pub struct Control {
     /// The NodeNetStates as they are after the term began. What is known of them until then may lack the last writes of
     /// another leader.
     reading: FuturesUnordered<BoxFuture<'static, Vec<Change>>>,
-    /// NodeNetStates that are read again because a write to them failed.
+    /// NodeNetStates that another hand changed, until they are read again.
+    changed: HashSet<ObjectRef>,
     looks: FuturesUnordered<BoxFuture<'static, (ObjectRef, Option<Object>)>>,
     /// Number of the last plan.
     plan: u64,
@@ -88,6 +89,7 @@ impl Control {
             unsent_due: Instant::now(),
             term: None,
             reading: FuturesUnordered::new(),
+            changed: HashSet::new(),
             looks: FuturesUnordered::new(),
             plan: 0,
             started: Instant::now(),
@@ -191,6 +193,7 @@ impl Control {
     fn stand_by(&mut self) {
         self.term = None;
         self.reading.clear();
+        self.changed.clear();
         self.looks.clear();
         self.metrics.leader(false);
         self.index = Index::new(self.index.settings().clone());
@@ -234,7 +237,7 @@ impl Control {
         if self.term.is_some() && self.leadership.may_write() {
             let now = self.now();
             while let Some(object) = self.failed.pop(at) {
-                if object.kind == Kind::NodeNetState {
+                if self.changed.remove(&object) {
                     // Its agent writes its status: what the watch has shown may be old again.
                     let publisher = self.publisher.clone();
                     self.looks.push(Box::pin(async move {
@@ -339,6 +342,9 @@ impl Control {
                 let pauses = if conflict { LOOK_AGAIN } else { PAUSE };
                 let pause = self.failed.failed(&object, pauses, Instant::now());
                 if conflict {
+                    if object.kind == Kind::NodeNetState {
+                        self.changed.insert(object.clone());
+                    }
                     debug!("{object} was changed by another hand; looking again in {pause:?}");
                     return;
                 }
