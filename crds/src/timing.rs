@@ -12,7 +12,8 @@ pub const LEASE_RENEW_IDLE: Duration = Duration::from_secs(10);
 pub const FENCE_LIFETIME: Duration = Duration::from_secs(6);
 /// How often a living agent renews the lifetime of held addresses.
 pub const FENCE_RENEW: Duration = Duration::from_secs(2);
-/// Lifetime that an agent gives on a clean stop (upgrade, restart), so that its successor finds the addresses.
+/// Lifetime that an agent gives on a clean stop (upgrade, restart), so that its successor finds the addresses. It counts
+/// from when the agent asked for the renewal of its Lease that covers it.
 pub const FENCE_LIFETIME_RESTART: Duration = Duration::from_secs(30);
 /// Added by the operator before it calls a fence run out: the kernel looks for addresses that ran out up to a second late
 /// (`check_lifetime` in net/ipv4/devinet.c runs once a second at most), and a Lease takes a request's time to be seen.
@@ -22,7 +23,8 @@ pub const FENCE_MARGIN: Duration = Duration::from_secs(2);
 /// (plus [`FENCE_MARGIN`]) after it last *saw* the Lease renewed, not earlier. It covers the time in which the agent may
 /// have died without missing a renewal, and the lifetime of addresses renewed just before that. An agent that lost the
 /// API server first and died later is not covered: its addresses live for their lifetime after its death, and until then
-/// it gives them up when it hears their new owner on the link.
+/// it gives them up when it hears on the link that another node is about to take them. That one asks the link
+/// first, and waits for what a dead agent left.
 pub const fn lease_duration_seconds(lifetime: Duration, renew: Duration) -> i32 {
     (lifetime.as_secs() + renew.as_secs()) as i32
 }

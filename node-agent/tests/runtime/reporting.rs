@@ -81,6 +81,7 @@ async fn health_and_metrics_are_served() {
     api.put("nodenetstates", NODE, 1, spec("Active"));
     api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
     synced(&api, &node, 2).await;
+    until("the address", || agent.metrics.addresses_held.get() == 1).await;
     for path in ["/readyz", "/livez", "/healthz"] {
         let answer = get(port, path).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");

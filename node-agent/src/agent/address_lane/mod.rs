@@ -237,6 +237,8 @@ impl AddressLane {
                 let present = |key: &AddressKey| observed.addresses.contains_key(key);
                 self.holding.assign(assigned, origin, generation, present, now);
                 self.follow_links(now);
+                // What an earlier agent left with a longer life must not live longer than the Lease says now.
+                self.renew_at = now;
                 self.wish = true;
                 self.dirty = true;
             }
