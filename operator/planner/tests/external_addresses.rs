@@ -53,7 +53,8 @@ fn answers(c: &Cluster, name: &str) -> Vec<(FrontendKind, String)> {
     let slices = c.slices();
     let plans = slices.iter().flat_map(|slice| &slice.spec.services).filter(|plan| plan.name == name);
     let frontends = plans.flat_map(|plan| &plan.ports).flat_map(|port| &port.frontends);
-    let outside = frontends.filter(|f| matches!(f.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer));
+    let outside =
+        frontends.filter(|f| matches!(f.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer));
     outside.map(|f| (f.kind, f.address.clone().unwrap())).collect()
 }
 
@@ -155,6 +156,7 @@ fn a_virtual_ip_that_names_the_service_serves_its_address() {
     assert_eq!(answers(&c, "lb"), [], "by the VirtualIP");
     assert_eq!(refusals(&c, "lb"), Vec::<String>::new());
     let slices = c.slices();
-    let frontends = slices.iter().flat_map(|sl| &sl.spec.services).flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
+    let frontends =
+        slices.iter().flat_map(|sl| &sl.spec.services).flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
     assert!(frontends.clone().any(|f| f.kind == FrontendKind::VirtualIP));
 }

@@ -122,16 +122,11 @@ impl Index {
             // VirtualIPs cannot be read: what they gave stays.
             carried_over(&self.slices, service, info)
         };
-        let (frontends, refused, others) = self.external.judge(
-            service,
-            info,
-            &self.facts,
-            |address| {
-                let owner = self.in_force.owner(address)?;
-                let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
-                Some((owner.to_owned(), named))
-            },
-        );
+        let (frontends, refused, others) = self.external.judge(service, info, &self.facts, |address| {
+            let owner = self.in_force.owner(address)?;
+            let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
+            Some((owner.to_owned(), named))
+        });
         bound.extend(frontends);
         self.todo_services.extend(others);
         let of = self.endpoints_of.get(service).into_iter().flatten();
