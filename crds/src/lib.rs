@@ -38,6 +38,8 @@ pub const AGENT_FIELD_MANAGER: &str = "nodenet-agent";
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label that makes a Service headless for proxies whatever its ClusterIP.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Annotation of a Service: sources that its load balancer lets in, with commas. Older than the field of that meaning.
+pub const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Annotation of a Service: the IPVS scheduler of its virtual servers, for example `lc`.
 pub const ANNOTATION_SCHEDULER: &str = "nodenet.dev/scheduler";
 /// Annotation of a Service: flags of the scheduler `mh` or `sh`, with commas ([`SchedulerFlag`]).

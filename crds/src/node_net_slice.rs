@@ -117,6 +117,11 @@ pub struct PortPlan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4095))]
     pub inside_number: Option<i32>,
+    /// Sources that may use the port by an address that a load balancer was given, or by a virtual IP. Empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 49)))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub source_ranges: Vec<String>,
     /// Addresses and ports that answer.
     #[schemars(length(max = 256))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use expect_test::expect_file;
-use nodenet_agent::filter::{Config, parse, restore_text, rules};
+use nodenet_agent::filter::{Config, SetName, parse, restore_text, rules};
 use nodenet_agent::state::{Family, Ruleset};
 
 fn golden(name: &str, actual: &str) {
@@ -32,11 +32,25 @@ fn rules_of_both_families_are_as_kept() {
     }
 }
 
+/// The text with rules that are appended instead of put before all others: the last of those comes first.
+fn appended(text: &str) -> String {
+    let mut lines: Vec<&str> = Vec::new();
+    let mut first = 0;
+    for line in text.lines() {
+        let inserted = line.starts_with("-I ");
+        if !inserted {
+            first = lines.len() + 1;
+        }
+        lines.insert(if inserted { first } else { lines.len() }, line);
+    }
+    lines.join("\n").replace("-I ", "-A ")
+}
+
 #[test]
 fn what_restore_gets_reads_back_as_the_same_rules() {
     for family in [Family::V4, Family::V6] {
         let wanted = rules(family, &with_pod_networks());
-        let text = restore_text(&wanted, &Ruleset::default()).replace("-I ", "-A ");
+        let text = appended(&restore_text(&wanted, &Ruleset::default()));
         assert_eq!(parse(family, &text), wanted);
         assert_eq!(restore_text(&wanted, &parse(family, &text)), "");
     }
@@ -91,4 +105,15 @@ fn what_is_stale_goes_and_what_is_foreign_is_not_mentioned() {
     let expected = "*nat\n:NODENET-OLD - [0:0]\n-D PREROUTING -j NODENET-OLD\n-D PREROUTING -j NODENET-OLD\n\
                     -X NODENET-OLD\nCOMMIT\n";
     assert_eq!(text, expected);
+}
+
+/// `IPSET_MAXNAMELEN` is 32 with the byte at the end.
+#[test]
+fn names_of_sets_are_short_enough_for_the_kernel() {
+    for family in [Family::V4, Family::V6] {
+        for set in SetName::ALL {
+            let name = set.name(family);
+            assert!(name.len() < 32, "{name}");
+        }
+    }
 }

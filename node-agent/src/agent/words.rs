@@ -153,6 +153,7 @@ pub fn set_kind(kind: SetKind) -> &'static str {
         SetKind::HashIp => "hash:ip",
         SetKind::HashNet => "hash:net",
         SetKind::HashIpPort => "hash:ip,port",
+        SetKind::HashIpPortNet => "hash:ip,port,net",
         SetKind::HashIpPortMark => "hash:ip,port skbinfo",
         SetKind::HashIpPortIp => "hash:ip,port,ip",
         SetKind::BitmapPort => "bitmap:port",
@@ -164,6 +165,9 @@ pub fn set_entry(entry: &SetEntry) -> String {
     match entry {
         SetEntry::Ip(address) => address.to_string(),
         SetEntry::Net(net) => net.to_string(),
+        SetEntry::IpPortNet(address, p, port, net) => {
+            format!("{address},{}:{port},{net}", protocol(*p).to_lowercase())
+        }
         SetEntry::IpPortMark(address, p, port, mark) => {
             format!("{address},{}:{port} skbmark {mark:#x}", protocol(*p).to_lowercase())
         }

@@ -86,6 +86,12 @@ pub enum SetName {
     LoadBalancer,
     /// Those of them that answer clients from outside by endpoints of this node only: they see the client's address.
     LoadBalancerLocal,
+    /// Those of the load balancers' that let only some sources in.
+    LoadBalancerFw,
+    /// The sources that each of them lets in.
+    LoadBalancerSources,
+    /// Those of them that do not let the node itself in.
+    LoadBalancerFwNode,
     /// Node ports, TCP.
     NodePortTcp,
     /// Those of them that answer clients from outside by endpoints of this node only.
@@ -107,13 +113,16 @@ pub enum SetName {
 
 impl SetName {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::LoopBack,
         Self::ClusterIp,
         Self::ExternalIp,
         Self::ExternalIpLocal,
         Self::LoadBalancer,
         Self::LoadBalancerLocal,
+        Self::LoadBalancerFw,
+        Self::LoadBalancerSources,
+        Self::LoadBalancerFwNode,
         Self::NodePortTcp,
         Self::NodePortLocalTcp,
         Self::NodePortUdp,
@@ -137,6 +146,9 @@ impl SetName {
             Self::ExternalIpLocal => "EXTERNAL-IP-LOCAL",
             Self::LoadBalancer => "LOAD-BALANCER",
             Self::LoadBalancerLocal => "LOAD-BALANCER-LOCAL",
+            Self::LoadBalancerFw => "LOAD-BALANCER-FW",
+            Self::LoadBalancerSources => "LOAD-BALANCER-SOURCES",
+            Self::LoadBalancerFwNode => "LOAD-BALANCER-FW-NODE",
             Self::NodePortTcp => "NODE-PORT-TCP",
             Self::NodePortLocalTcp => "NODE-PORT-LOCAL-TCP",
             Self::NodePortUdp => "NODE-PORT-UDP",
@@ -158,8 +170,11 @@ impl SetName {
             | Self::ExternalIpLocal
             | Self::LoadBalancer
             | Self::LoadBalancerLocal
+            | Self::LoadBalancerFw
+            | Self::LoadBalancerFwNode
             | Self::NodePortSctp
             | Self::NodePortLocalSctp => SetKind::HashIpPort,
+            Self::LoadBalancerSources => SetKind::HashIpPortNet,
             Self::Inside => SetKind::HashIpPortMark,
             Self::NodePortTcp | Self::NodePortLocalTcp | Self::NodePortUdp | Self::NodePortLocalUdp => {
                 SetKind::BitmapPort
@@ -288,6 +303,13 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
     ]);
     let filter = BTreeMap::from([
         (
+            chain("PROXY-FIREWALL"),
+            vec![
+                format!("-m set --match-set {} dst,dst,src -j RETURN", set(SetName::LoadBalancerSources)),
+                format!("-m set --match-set {} dst,dst -j DROP", set(SetName::LoadBalancerFw)),
+            ],
+        ),
+        (
             chain("IPVS-FILTER"),
             vec![
                 format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::LoadBalancer)),
@@ -314,10 +336,17 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
     let mangle = BTreeMap::from([
         (chain("INSIDE-PODS"), pods.iter().map(|cidr| format!("-s {cidr} {mark_inside}")).collect()),
         (chain("INSIDE-NODE"), vec![mark_inside]),
+        // The node's own packets never come to filter INPUT with the service address, nor is their source the node's.
+        (
+            chain("FIREWALL-NODE"),
+            vec![format!("-m set --match-set {} dst,dst -j DROP", set(SetName::LoadBalancerFwNode))],
+        ),
     ]);
-    let jump = |table: &str, from: &str, to: &str| {
-        ((table.to_owned(), from.to_owned()), vec![format!("-j {}", chain(to))])
+    let jumps = |table: &str, from: &str, to: &[&str]| {
+        let rules: Vec<String> = to.iter().map(|to| format!("-j {}", chain(to))).collect();
+        ((table.to_owned(), from.to_owned()), rules)
     };
+    let jump = |table: &str, from: &str, to: &str| jumps(table, from, &[to]);
     Ruleset {
         chains: BTreeMap::from([
             ("nat".to_owned(), nat),
@@ -328,10 +357,10 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             jump("nat", "PREROUTING", "SERVICES"),
             jump("nat", "OUTPUT", "SERVICES"),
             jump("nat", "POSTROUTING", "POSTROUTING"),
-            jump("filter", "INPUT", "IPVS-FILTER"),
+            jumps("filter", "INPUT", &["PROXY-FIREWALL", "IPVS-FILTER"]),
             jump("filter", "FORWARD", "FORWARD"),
             jump("mangle", "PREROUTING", "INSIDE-PODS"),
-            jump("mangle", "OUTPUT", "INSIDE-NODE"),
+            jumps("mangle", "OUTPUT", &["FIREWALL-NODE", "INSIDE-NODE"]),
         ]),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use nodenet_crds::{FrontendKind, NodeNetSliceSpec, PortPlan, SchedulerFlag, ServicePlan, TrafficPolicy};
 use nodenet_wire::ipvs::ServiceFlags;
 
@@ -36,6 +37,8 @@ pub(super) struct Port {
     pub internal_local: bool,
     /// Clients from outside are answered by this node's endpoints only.
     pub external_local: bool,
+    /// Sources that load balancers let in; empty: all.
+    pub source_ranges: Box<[IpNet]>,
     /// Tells apart packets of this node's own clients where `external_local` holds.
     pub inside_number: Option<u16>,
     pub frontends: Box<[Frontend]>,
@@ -476,6 +479,14 @@ fn compact_port(
                 false
             }
         });
+    let mut source_ranges = Vec::new();
+    for text in &port.source_ranges {
+        match text.parse::<IpNet>() {
+            Ok(range) => source_ranges.push(range.trunc()),
+            Err(_) => problems.push(Problem::new(object(), Reason::Range { value: text.clone() })),
+        }
+    }
+    let source_ranges = source_ranges.into();
     let flag = |flag: &SchedulerFlag| match flag {
         SchedulerFlag::Fallback => ServiceFlags::SCHEDULER_1,
         SchedulerFlag::Port => ServiceFlags::SCHEDULER_2,
@@ -490,6 +501,7 @@ fn compact_port(
         },
         scheduler: scheduler.map(Into::into),
         internal_local: port.internal_traffic_policy == TrafficPolicy::Local,
+        source_ranges,
         external_local: port.external_traffic_policy == TrafficPolicy::Local,
         inside_number: port
             .inside_number

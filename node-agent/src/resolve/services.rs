@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use nodenet_crds::FrontendKind;
 
 use super::plans::{Endpoint, Plan, Port};
@@ -43,6 +44,7 @@ pub(super) struct Dependence {
 
 pub(super) fn dependence(plan: &Plan) -> Dependence {
     let mut found = Dependence { on_node_addresses: false, on_virtual_addresses: false };
+    found.on_node_addresses = plan.ports().any(|port| !port.source_ranges.is_empty());
     for frontend in plan.ports().flat_map(|port| port.frontends.iter()) {
         match frontend.kind {
             FrontendKind::ClusterIP => {}
@@ -82,6 +84,9 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             let family = Family::of(place.address);
             answer(&mut derived, key, port, default_scheduler, standing.pool(port, family, local));
             entries(&mut derived.entries, port, place);
+            if matches!(place.kind, FrontendKind::LoadBalancer | FrontendKind::VirtualIP) {
+                firewall(&mut derived.entries, port, place, view);
+            }
             if matches!(place.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer)
                 && !view.virtual_addresses.contains(&place.address)
             {
@@ -194,6 +199,28 @@ fn entries(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place) {
                 add(local, entry);
             }
         }
+    }
+}
+
+/// Who may use an address of a load balancer. Ranges of the other family say nothing about this one.
+fn firewall(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place, view: &View) {
+    let family = Family::of(place.address);
+    let ranges: Vec<&IpNet> =
+        port.source_ranges.iter().filter(|range| Family::of(range.addr()) == family).collect();
+    // A set takes no range of everybody, and there is nothing to keep out then.
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return;
+    }
+    let whole = SetEntry::IpPort(place.address, port.protocol, place.port);
+    entries.insert((SetName::LoadBalancerFw, family, whole));
+    for range in &ranges {
+        let entry = SetEntry::IpPortNet(place.address, port.protocol, place.port, **range);
+        entries.insert((SetName::LoadBalancerSources, family, entry));
+    }
+    let lets_node_in =
+        view.own_addresses.iter().any(|address| ranges.iter().any(|range| range.contains(address)));
+    if !lets_node_in {
+        entries.insert((SetName::LoadBalancerFwNode, family, whole));
     }
 }
 

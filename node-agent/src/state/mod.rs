@@ -159,6 +159,9 @@ pub enum SetKind {
     /// `hash:ip,port` whose entries carry a mark (`skbinfo`)
     #[serde(rename = "hash:ip,port skbinfo")]
     HashIpPortMark,
+    /// `hash:ip,port,net`
+    #[serde(rename = "hash:ip,port,net")]
+    HashIpPortNet,
     /// `hash:ip,port,ip`
     #[serde(rename = "hash:ip,port,ip")]
     HashIpPortIp,
@@ -180,6 +183,8 @@ pub enum SetEntry {
     IpPortMark(IpAddr, Protocol, u16, u32),
     /// An address, a port and a second address.
     IpPortIp(IpAddr, Protocol, u16, IpAddr),
+    /// An address, a port and a network.
+    IpPortNet(IpAddr, Protocol, u16, IpNet),
     /// A port.
     Port(u16),
 }

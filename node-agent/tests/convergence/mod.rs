@@ -97,6 +97,11 @@ fn entry(kind: SetKind) -> BoxedStrategy<SetEntry> {
             (0u8..4).prop_map(|n| SetEntry::Net(format!("10.{n}.0.0/16").parse().unwrap())).boxed()
         }
         SetKind::HashIpPort => (at, protocol, port).prop_map(|(a, p, n)| SetEntry::IpPort(a, p, n)).boxed(),
+        SetKind::HashIpPortNet => (at, protocol, port, 0u8..3)
+            .prop_map(|(a, p, n, net)| {
+                SetEntry::IpPortNet(a, p, n, format!("10.{net}.0.0/16").parse().unwrap())
+            })
+            .boxed(),
         SetKind::HashIpPortMark => (at, protocol, port, 0x2002_u32..0x2006)
             .prop_map(|(a, p, n, m)| SetEntry::IpPortMark(a, p, n, m))
             .boxed(),

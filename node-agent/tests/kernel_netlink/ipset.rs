@@ -74,6 +74,16 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
                 Family::V6,
                 SetEntry::IpPortMark(ip("fd00::1"), Protocol::UDP, 53, 0x2005),
             ),
+            (
+                SetKind::HashIpPortNet,
+                Family::V4,
+                SetEntry::IpPortNet(ip("10.96.0.1"), Protocol::TCP, 80, "192.0.2.0/24".parse().unwrap()),
+            ),
+            (
+                SetKind::HashIpPortNet,
+                Family::V6,
+                SetEntry::IpPortNet(ip("fd00::1"), Protocol::TCP, 80, "fd00:5::/64".parse().unwrap()),
+            ),
         ];
         let name = |index: usize| {
             let prefix = if kinds[index].1 == Family::V4 { "NODENET-" } else { "NODENET6-" };
@@ -100,6 +110,7 @@ fn every_kind_of_set_is_made_filled_read_and_emptied() {
             "create NODENET-8 bitmap:port range 0-65535",
             "create NODENET-10 hash:ip,port family inet hashsize 1024 maxelem 100000 skbinfo",
             "add NODENET-10 10.96.0.1,tcp:80 skbmark 0x2002",
+            "add NODENET-12 10.96.0.1,tcp:80,192.0.2.0/24",
             "add NODENET-8 30080",
         ] {
             assert!(saved.contains(line), "{line} in\n{saved}");

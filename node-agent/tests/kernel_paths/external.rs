@@ -1,5 +1,7 @@
 //! Addresses from outside: `externalIPs`, and those that a load balancer was given.
 
+use std::collections::BTreeMap;
+
 use nodenet_agent::kernel::Kernel;
 use nodenet_agent::state::Scope;
 use nodenet_crds::{FrontendKind, PortPlan, Protocol, TrafficPolicy};
@@ -64,10 +66,36 @@ fn external(p: &Plan) {
         assert_eq!(answers, seen(&[("a", p.gateway, 1), ("far", p.a, 1)]), "a pod: {address}");
     }
 
+    // Only the client's network, and the node itself.
+    let from = |ranges: &[&str]| PortPlan {
+        source_ranges: ranges.iter().map(ToString::to_string).collect(),
+        ..port(Protocol::TCP, frontends(), endpoints())
+    };
+    let host = |address: &str| format!("{address}/{}", if p.v6 { 128 } else { 32 });
+    let timed_out = || BTreeMap::from([("TimedOut".to_owned(), 1)]);
+    put(3, vec![from(&[&host(p.client), &host(p.node)])]);
+    assert_eq!(
+        connect(&client.namespace(), at(balanced, 80), 2),
+        seen(&everywhere),
+        "a source that is let in"
+    );
+    assert_eq!(connect(&here, at(balanced, 80), 2), seen(&everywhere), "so is the node");
+    assert_eq!(connect(&a.namespace(), at(balanced, 80), 1), timed_out(), "a pod is not");
+    assert_eq!(connect(&a.namespace(), at(p.cluster_ip, 80), 2).len(), 2, "but has the ClusterIP");
+    put(4, vec![from(&[p.own_pods])]);
+    assert_eq!(connect(&client.namespace(), at(balanced, 80), 1), timed_out(), "the client is not any more");
+    assert_eq!(connect(&a.namespace(), at(balanced, 80), 2).len(), 2, "a pod is");
+    // The node has an address in its pods' network, but none that a range of single hosts holds.
+    put(5, vec![from(&[&host(p.b)])]);
+    assert_eq!(connect(&here, at(balanced, 80), 1), timed_out(), "the node is not");
+    let everybody = if p.v6 { "::/0" } else { "0.0.0.0/0" };
+    put(6, vec![from(&[everybody])]);
+    assert_eq!(connect(&client.namespace(), at(balanced, 80), 2), seen(&everywhere), "everybody is");
+
     let inside = vec![frontend(FrontendKind::ClusterIP, Some(p.cluster_ip), 80)];
     node.resolver.list_started();
     node.resolver
-        .put_slice("a", &slice(3, vec![plan("web", 3, vec![port(Protocol::TCP, inside, endpoints())])]));
+        .put_slice("a", &slice(7, vec![plan("web", 7, vec![port(Protocol::TCP, inside, endpoints())])]));
     node.resolver.list_completed(&["a".to_owned()].into());
     assert!(node.settle() > 0);
     let routes = node.kernel.observe(&Scope { routes: true, ..Scope::default() }).unwrap().routes;

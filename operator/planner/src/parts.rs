@@ -19,7 +19,9 @@ fn port_bytes(port: &PortPlan) -> usize {
     let policies = [port.internal_traffic_policy, port.external_traffic_policy];
     let local = policies.iter().filter(|policy| !policy.is_cluster()).count() * 45;
     let scheduling = port.scheduler_flags.len() * 12 + port.persistence_seconds.map_or(0, |_| 27);
+    let sources = port.source_ranges.iter().map(|range| range.len() + 3).sum::<usize>();
     80 + local
+        + sources
         + scheduling
         + port.name.len()
         + port.scheduler.as_ref().map_or(0, |s| s.len() + 15)

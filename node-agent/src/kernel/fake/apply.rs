@@ -281,6 +281,7 @@ fn fits(kind: SetKind, entry: &SetEntry) -> bool {
             | (SetKind::HashNet, SetEntry::Net(_))
             | (SetKind::HashIpPort, SetEntry::IpPort(..))
             | (SetKind::HashIpPortMark, SetEntry::IpPortMark(..))
+            | (SetKind::HashIpPortNet, SetEntry::IpPortNet(..))
             | (SetKind::HashIpPortIp, SetEntry::IpPortIp(..))
             | (SetKind::BitmapPort, SetEntry::Port(_))
     )

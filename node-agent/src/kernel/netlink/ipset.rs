@@ -397,6 +397,7 @@ const fn wire_type(kind: SetKind) -> SetType {
         SetKind::HashNet => SetType::HashNet,
         SetKind::HashIpPort | SetKind::HashIpPortMark => SetType::HashIpPort,
         SetKind::HashIpPortIp => SetType::HashIpPortIp,
+        SetKind::HashIpPortNet => SetType::HashIpPortNet,
         SetKind::BitmapPort => SetType::BitmapPort,
     }
 }
@@ -408,7 +409,8 @@ const fn state_kind(set_type: SetType) -> Option<SetKind> {
         SetType::HashIpPort => SetKind::HashIpPort,
         SetType::HashIpPortIp => SetKind::HashIpPortIp,
         SetType::BitmapPort => SetKind::BitmapPort,
-        SetType::HashIpPortNet | SetType::HashNetPort => return None,
+        SetType::HashIpPortNet => SetKind::HashIpPortNet,
+        SetType::HashNetPort => return None,
     })
 }
 
@@ -418,6 +420,7 @@ const fn module(kind: SetKind) -> &'static str {
         SetKind::HashNet => "ip_set_hash_net",
         SetKind::HashIpPort | SetKind::HashIpPortMark => "ip_set_hash_ipport",
         SetKind::HashIpPortIp => "ip_set_hash_ipportip",
+        SetKind::HashIpPortNet => "ip_set_hash_ipportnet",
         SetKind::BitmapPort => "ip_set_bitmap_port",
     }
 }
@@ -435,6 +438,7 @@ fn shape(name: &str, entry: &SetEntry) -> (SetKind, Family) {
         SetEntry::Net(net) => (SetKind::HashNet, family(matches!(net, IpNet::V4(_)))),
         SetEntry::IpPort(address, ..) => (SetKind::HashIpPort, family(address.is_ipv4())),
         SetEntry::IpPortMark(address, ..) => (SetKind::HashIpPortMark, family(address.is_ipv4())),
+        SetEntry::IpPortNet(address, ..) => (SetKind::HashIpPortNet, family(address.is_ipv4())),
         SetEntry::IpPortIp(address, ..) => (SetKind::HashIpPortIp, family(address.is_ipv4())),
         SetEntry::Port(_) => (SetKind::BitmapPort, family_by_name(name)),
     }
@@ -447,6 +451,9 @@ fn element(entry: &SetEntry) -> Element {
         SetEntry::Net(net) => Element::Net(net.network(), net.prefix_len()),
         SetEntry::IpPort(address, protocol, port) | SetEntry::IpPortMark(address, protocol, port, _) => {
             Element::IpPort(*address, number(protocol), *port)
+        }
+        SetEntry::IpPortNet(address, protocol, port, net) => {
+            Element::IpPortNet(*address, number(protocol), *port, net.network(), net.prefix_len())
         }
         SetEntry::IpPortIp(address, protocol, port, second) => {
             Element::IpPortIp(*address, number(protocol), *port, *second)
@@ -483,6 +490,10 @@ fn state_entry(entry: &Entry) -> Option<SetEntry> {
             SetEntry::IpPortIp(*address, Protocol::from_number(protocol.0)?, *port, *second)
         }
         Element::Port(port) => SetEntry::Port(*port),
-        Element::IpPortNet(..) | Element::NetPort(..) => return None,
+        Element::IpPortNet(address, protocol, port, net, prefix) => {
+            let net = IpNet::new(*net, *prefix).ok()?.trunc();
+            SetEntry::IpPortNet(*address, Protocol::from_number(protocol.0)?, *port, net)
+        }
+        Element::NetPort(..) => return None,
     })
 }

@@ -7,9 +7,12 @@ mod scheduling;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
-use nodenet_crds::{FrontendKind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy};
+use nodenet_crds::{
+    ANNOTATION_SOURCE_RANGES, FrontendKind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy,
+};
 
 pub(crate) use self::endpoints::EndpointsInfo;
 pub(crate) use self::plan::{BoundFrontend, plan_service};
@@ -69,6 +72,8 @@ pub(crate) struct ServiceInfo {
     pub(crate) external: Vec<(FrontendKind, IpAddr)>,
     publish_not_ready: bool,
     scheduling: Scheduling,
+    /// Sources that load balancers let in; empty: all. Sorted, without bits behind the prefix.
+    source_ranges: Vec<IpNet>,
     internal_traffic_policy: TrafficPolicy,
     external_traffic_policy: TrafficPolicy,
     pub(crate) ports: Vec<ServicePort>,
@@ -108,6 +113,29 @@ fn external(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
     // What is both answers once.
     all.dedup_by_key(|(_, address)| *address);
     all
+}
+
+/// Most source ranges of a Service (the schema's bound).
+const SOURCE_RANGES_MAX: usize = 256;
+
+/// Sources that a Service of type LoadBalancer lets in, by its field or, where that says nothing, its older annotation.
+fn source_ranges(service: &Service) -> Vec<IpNet> {
+    let Some(spec) = service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"))
+    else {
+        return Vec::new();
+    };
+    let field = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let annotations = service.metadata.annotations.as_ref();
+    let annotation =
+        annotations.and_then(|all| all.get(ANNOTATION_SOURCE_RANGES)).filter(|_| field.is_empty());
+    let written =
+        field.iter().map(String::as_str).chain(annotation.into_iter().flat_map(|text| text.split(',')));
+    let mut ranges: Vec<IpNet> =
+        written.filter_map(|text| text.trim().parse().ok()).map(|range: IpNet| range.trunc()).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges.truncate(SOURCE_RANGES_MAX);
+    ranges
 }
 
 fn traffic_policy(name: Option<&str>) -> TrafficPolicy {
@@ -160,6 +188,7 @@ impl ServiceInfo {
             cluster_ips,
             publish_not_ready: spec.is_some_and(|s| s.publish_not_ready_addresses == Some(true)),
             scheduling: Scheduling::new(service),
+            source_ranges: source_ranges(service),
             internal_traffic_policy: traffic_policy(spec.and_then(|s| s.internal_traffic_policy.as_deref())),
             external_traffic_policy: traffic_policy(spec.and_then(|s| s.external_traffic_policy.as_deref())),
             ports: ports.collect(),

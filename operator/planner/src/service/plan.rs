@@ -33,6 +33,7 @@ pub(crate) fn plan_service<'a>(
         return None;
     }
     let scheduling = &service.scheduling;
+    let source_ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
     let mut plans = Vec::with_capacity(service.ports.len());
     for port in &service.ports {
         let mut frontends: Vec<Frontend> = service
@@ -59,6 +60,7 @@ pub(crate) fn plan_service<'a>(
                 scheduler: scheduling.scheduler(scheduler).map(str::to_owned),
                 scheduler_flags: scheduling.flags(scheduler),
                 persistence_seconds: scheduling.persistence_seconds,
+                source_ranges: source_ranges.clone(),
                 internal_traffic_policy: service.internal_traffic_policy,
                 external_traffic_policy: service.external_traffic_policy,
                 inside_number: None,

@@ -254,3 +254,20 @@ fn headless_external_and_foreign_services_are_left_alone() {
         assert_eq!(plan_service(&info, [].iter(), &[], None), None);
     }
 }
+
+#[test]
+fn only_a_load_balancer_has_source_ranges() {
+    let mut web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
+    let ranges = |web: &Service| plan(web, &[])[0].source_ranges.clone();
+    let spec = web.spec.as_mut().unwrap();
+    spec.load_balancer_source_ranges =
+        Some(vec![" 192.0.2.7/24".into(), "fd00::/64".into(), "10.0.0.0/8".into()]);
+    assert_eq!(ranges(&web), Vec::<String>::new());
+    web.spec.as_mut().unwrap().type_ = Some("LoadBalancer".into());
+    assert_eq!(ranges(&web), ["10.0.0.0/8", "192.0.2.0/24", "fd00::/64"]);
+    let annotation = (ANNOTATION_SOURCE_RANGES.to_owned(), "203.0.113.0/24, 10.0.0.0/8".to_owned());
+    web.metadata.annotations = Some(BTreeMap::from([annotation]));
+    assert_eq!(ranges(&web).len(), 3, "the field counts");
+    web.spec.as_mut().unwrap().load_balancer_source_ranges = None;
+    assert_eq!(ranges(&web), ["10.0.0.0/8", "203.0.113.0/24"]);
+}
