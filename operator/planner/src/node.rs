@@ -86,6 +86,8 @@ pub(crate) struct StateInfo {
     /// Addresses that an earlier spec let the node hold, and the first generation that does not: until the agent has
     /// confirmed that generation it may have them.
     ghosts: BTreeMap<IpAddr, i64>,
+    /// Those of them that stem from an object that was deleted.
+    haunted: BTreeSet<IpAddr>,
     /// Addresses that some spec let the node hold, as far as this process can know. Of others its agent may say what it
     /// likes: one node's word must not keep an address from all nodes.
     ever_assigned: BTreeSet<IpAddr>,
@@ -113,7 +115,7 @@ pub(crate) struct StateChange {
     pub(crate) virtual_ips: BTreeSet<String>,
 }
 
-fn address_of(cidr: &str) -> Option<IpAddr> {
+pub(crate) fn address_of(cidr: &str) -> Option<IpAddr> {
     cidr.parse::<IpNet>().ok().map(|n| n.addr())
 }
 
@@ -242,6 +244,7 @@ impl StateInfo {
         let held: Vec<IpAddr> = active_addresses(&self.spec).chain(self.believed_addresses()).collect();
         for address in held {
             self.ghosts.insert(address, i64::MAX);
+            self.haunted.insert(address);
         }
         for first in self.ghosts.values_mut() {
             *first = i64::MAX;
@@ -256,6 +259,26 @@ impl StateInfo {
         let active = self.status.iter().flat_map(|s| &s.virtual_ips);
         let active = active.filter(|v| v.state == VirtualIPState::Active);
         active.flat_map(|v| &v.addresses).filter_map(|a| address_of(&a.address))
+    }
+
+    /// The node was said to have `address`, by an object that may be gone. Unless the one that is there says so too, the
+    /// node may still have it: until that one, or a new one, is confirmed, or the agent has surely ended.
+    pub(crate) fn haunt(&mut self, address: IpAddr) {
+        self.ever_assigned.insert(address);
+        if active_addresses(&self.spec).any(|a| a == address) {
+            return;
+        }
+        self.haunted.insert(address);
+        if !self.exists {
+            self.ghosts.insert(address, i64::MAX);
+        } else if !self.confirmed() {
+            self.ghosts.insert(address, self.generation);
+        }
+    }
+
+    /// Whether the node may have `address` because of an object that was deleted: of that its agent confirms nothing.
+    pub(crate) fn is_haunted(&self, address: IpAddr) -> bool {
+        self.haunted.contains(&address) && self.lingers(address)
     }
 
     fn believed_addresses(&self) -> impl Iterator<Item = IpAddr> {

@@ -102,6 +102,24 @@ pub(crate) fn status(
             });
         }
     }
+    // Of a node whose NodeNetState is gone nothing is reported; the next operator must know of it all the same.
+    for (text, net) in addresses {
+        for node in near.iter().filter(|node| agents.life(node, now.monotonic) != Life::Fenced) {
+            let state = facts.states.get(node);
+            let haunted = state.is_some_and(|state| state.is_haunted(net.addr()));
+            if haunted && !held.iter().any(|h| h.node == *node && h.address == *text) {
+                held.push(HeldAddress {
+                    address: text.clone(),
+                    node: node.clone(),
+                    interface: None,
+                    since: None,
+                    reason: "its NodeNetState was deleted while it had the address; it has not confirmed yet that it \
+                             let go"
+                        .to_owned(),
+                });
+            }
+        }
+    }
     held.truncate(64);
 
     let accepted = accepted(vip);

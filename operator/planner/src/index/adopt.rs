@@ -11,6 +11,7 @@ use super::Index;
 use crate::accept::{self, InForce};
 use crate::bindings;
 use crate::inside::InsideNumbers;
+use crate::node::address_of;
 use crate::service::Named;
 use crate::vip::Holder;
 use crate::vip_status::whole_seconds;
@@ -85,6 +86,13 @@ impl Index {
                 self.vips_of_service.entry(service).or_default().insert(name.clone());
             }
             vip.in_force = Some(in_force);
+        }
+        // A NodeNetState that was deleted while nobody looked has left its trace in the status of the VirtualIP.
+        for held in self.vips.values().flat_map(|vip| &vip.status.addresses) {
+            let Some(address) = address_of(&held.address) else { continue };
+            // Where there is one again, it may be another than the one by which the node got the address.
+            self.facts.states.entry(held.node.clone()).or_default().haunt(address);
+            self.near.entry(address).or_default().insert(held.node.clone());
         }
         for (claim, addresses) in claims {
             let mut wanted = addresses.clone();
