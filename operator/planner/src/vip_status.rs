@@ -18,6 +18,15 @@ use crate::agents::{Agents, Life};
 use crate::node::{StateInfo, has_subnet};
 use crate::vip::{Vip, Wait};
 
+/// Why an address is listed at a node whose NodeNetState went while it had the address.
+const HAUNTED: &str =
+    "its NodeNetState was deleted while it had the address; it has not confirmed yet that it let go";
+
+/// Whether a status entry says that the node was told to have the address, and not only that it says so itself.
+pub(crate) fn is_by_grant(held: &HeldAddress) -> bool {
+    held.since.is_some() || held.reason == HAUNTED
+}
+
 /// One condition before it is set.
 struct Word {
     status: Status,
@@ -113,9 +122,7 @@ pub(crate) fn status(
                     node: node.clone(),
                     interface: None,
                     since: None,
-                    reason: "its NodeNetState was deleted while it had the address; it has not confirmed yet that it \
-                             let go"
-                        .to_owned(),
+                    reason: HAUNTED.to_owned(),
                 });
             }
         }

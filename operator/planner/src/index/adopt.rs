@@ -14,7 +14,7 @@ use crate::inside::InsideNumbers;
 use crate::node::address_of;
 use crate::service::Named;
 use crate::vip::Holder;
-use crate::vip_status::whole_seconds;
+use crate::vip_status::{is_by_grant, whole_seconds};
 use crate::{Kind, Now};
 
 /// Kinds that must have been complete once: what is in force for VirtualIPs is rebuilt from them.
@@ -88,7 +88,8 @@ impl Index {
             vip.in_force = Some(in_force);
         }
         // A NodeNetState that was deleted while nobody looked has left its trace in the status of the VirtualIP.
-        for held in self.vips.values().flat_map(|vip| &vip.status.addresses) {
+        let told = self.vips.values().flat_map(|vip| &vip.status.addresses);
+        for held in told.filter(|held| is_by_grant(held)) {
             let Some(address) = address_of(&held.address) else { continue };
             // Where there is one again, it may be another than the one by which the node got the address.
             self.facts.states.entry(held.node.clone()).or_default().haunt(address);
