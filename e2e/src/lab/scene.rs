@@ -123,16 +123,24 @@ impl Scene {
         })
     }
 
-    /// Takes the third web server of the examples away or brings it back, until every node has it so.
+    /// Says that the third web server of the examples is ready or not, as its controller would.
     ///
     /// # Errors
-    /// When a node does not follow.
-    pub fn set_third_web_server(&self, ready: bool) -> Result<(), LabError> {
+    /// What kubectl says.
+    pub fn change_third_web_server(&self, ready: bool) -> Result<(), LabError> {
         let patch = format!(
             r#"[{{"op": "replace", "path": "/endpoints/2/conditions", "value": {{"ready": {ready}}}}}]"#
         );
         let change = ["patch", "endpointslice", "lvs-svc-test-1", "--type=json", "--patch", &patch];
-        self.lab.cluster().kubectl(&change)?;
+        self.lab.cluster().kubectl(&change).map(drop)
+    }
+
+    /// As [`Scene::change_third_web_server`], and waits until every node has it so.
+    ///
+    /// # Errors
+    /// When a node does not follow.
+    pub fn set_third_web_server(&self, ready: bool) -> Result<(), LabError> {
+        self.change_third_web_server(ready)?;
         for node in self.nodes() {
             self.until(&format!("10.244.5.24:80 on {node}: {ready}"), || {
                 let servers = self.servers(&node)?;
