@@ -45,6 +45,26 @@ fn an_announcement_of_a_watched_address_by_another_host_is_told_with_its_mac() {
 }
 
 #[test]
+fn who_says_the_same_again_and_again_is_told_of_once_in_a_while() {
+    in_namespace(|| {
+        let neighbour = Neighbour::new();
+        neighbour.cable("eth0", "eth1");
+        let (watch, told) = watch();
+        watch.set([key("eth0", "192.168.0.15"), key("eth0", "192.168.0.16")].into());
+        let mut announcer = Announcer::open(&neighbour.namespace()).unwrap();
+        for _ in 0..500 {
+            announcer.announce(&key("eth1", "192.168.0.15")).unwrap();
+        }
+        announcer.announce(&key("eth1", "192.168.0.16")).unwrap();
+        let mut before = 0;
+        while told.recv_timeout(PATIENCE).unwrap().address == ip("192.168.0.15") {
+            before += 1;
+        }
+        assert!((1..50).contains(&before), "{before} of 500");
+    });
+}
+
+#[test]
 fn an_announcement_reaches_the_neighbours_caches() {
     in_namespace(|| {
         let neighbour = Neighbour::new();
