@@ -147,8 +147,9 @@ const REBOOT: &str = "
 fn cold_boot(scene: &mut Scene) {
     let node = scene.place(NODE);
     scene
-        .until("the agent's copy on disk", || {
-            so(node.attempt(&["grep", "-rq", "lvs-svc-test", "/var/lib/nodenet"])?.code == 0, "none")
+        .until("all three web servers in the agent's copy on disk", || {
+            // What was changed a moment ago may not be there yet: writes of it are collected.
+            so(node.attempt(&["grep", "-rq", "10.244.5.24", "/var/lib/nodenet"])?.code == 0, "not there")
         })
         .unwrap();
     let exec = scene.prepare_agent(NODE).unwrap();
