@@ -44,5 +44,7 @@ pub const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-bala
 pub const ANNOTATION_SCHEDULER: &str = "nodenet.dev/scheduler";
 /// Annotation of a Service: flags of the scheduler `mh` or `sh`, with commas ([`SchedulerFlag`]).
 pub const ANNOTATION_SCHEDULER_FLAGS: &str = "nodenet.dev/scheduler-flags";
+/// Label of a Node with its zone.
+pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of an EndpointSlice with its Service's name.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";

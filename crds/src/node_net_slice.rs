@@ -227,4 +227,14 @@ pub struct Endpoint {
     /// It terminates, and serves only where there is no endpoint that does not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub terminating: bool,
+    /// Zones whose nodes should use it, where the EndpointSlice says so (hints).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 63)))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub for_zones: Vec<String>,
+    /// Nodes that should use it, where the EndpointSlice says so (hints).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub for_nodes: Vec<String>,
 }

@@ -46,6 +46,10 @@ pub struct NodeNetStateSpec {
     /// Addresses of Services: how they are made local to this node.
     #[serde(default)]
     pub service_addresses: ServiceAddresses,
+    /// Zone of the node, by its label `topology.kubernetes.io/zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub zone: Option<String>,
     /// Kernel modules and settings that the node needs.
     #[serde(default)]
     pub kernel: KernelRequirements,

@@ -354,10 +354,11 @@ impl Resolver {
             .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges))
             .unwrap_or_default();
         let own_addresses = self.node.as_ref().map(Node::own_addresses).unwrap_or_default();
-        let view = View { node_port_addresses, virtual_addresses, own_addresses, ipv6: self.view.ipv6 };
+        let zone = self.plans.zone(spec.written.zone.as_deref());
+        let view = View { node_port_addresses, virtual_addresses, own_addresses, zone, ipv6: self.view.ipv6 };
         let had_ipv6 = self.claims.ipv6();
         let mut again = BTreeSet::new();
-        if all || had_ipv6 != view.ipv6 {
+        if all || had_ipv6 != view.ipv6 || view.zone != self.view.zone {
             again.extend(self.plans.uids().cloned());
         } else {
             if (&view.node_port_addresses, &view.own_addresses)

@@ -62,6 +62,43 @@ pub(super) struct Endpoint {
     pub local: bool,
     /// Serves only where there is none that does not terminate.
     pub terminating: bool,
+    /// Zones whose nodes should use it; none where nothing is said.
+    pub for_zones: Zones,
+    /// Whether nodes are named that should use it, and this one among them.
+    pub for_nodes: Option<bool>,
+}
+
+/// A set of zones, of those that were ever named here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Zones(u64);
+
+impl Zones {
+    pub fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// Zones by name. A cluster has a handful of them; what comes beyond 63 is one and the same zone, that of no node.
+#[derive(Debug, Default)]
+struct ZoneNames(Vec<Box<str>>);
+
+impl ZoneNames {
+    fn zone(&mut self, name: &str) -> Zones {
+        const MOST: usize = 63;
+        let index = match self.0.iter().position(|known| **known == *name) {
+            Some(index) => index,
+            None if self.0.len() < MOST => {
+                self.0.push(name.into());
+                self.0.len() - 1
+            }
+            None => MOST,
+        };
+        Zones(1 << index)
+    }
 }
 
 /// A plan in force: all parts of one revision.
@@ -163,6 +200,7 @@ struct Slice {
 /// All slices and the Services in them.
 pub(super) struct Plans {
     node: String,
+    zones: ZoneNames,
     slices: BTreeMap<Arc<str>, Slice>,
     /// Slices that are there and cannot be read. A Service that no other slice mentions may stand in one of them.
     unreadable: BTreeSet<String>,
@@ -184,9 +222,15 @@ pub(super) struct Plans {
 const PROBLEMS_KEPT: usize = 16;
 
 impl Plans {
+    /// The zone of a name, for comparison with those of endpoints.
+    pub fn zone(&mut self, name: Option<&str>) -> Zones {
+        name.map(|name| self.zones.zone(name)).unwrap_or_default()
+    }
+
     pub fn new(node: String) -> Self {
         Self {
             node,
+            zones: ZoneNames::default(),
             slices: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             services: HashMap::new(),
@@ -296,7 +340,7 @@ impl Plans {
         let mut fresh: BTreeMap<Uid, Vec<Arc<Part>>> = BTreeMap::new();
         let mut touched = BTreeSet::new();
         for plan in &spec.services {
-            let Some(part) = compact(plan, &self.node, &mut problems) else { continue };
+            let Some(part) = compact(plan, &self.node, &mut self.zones, &mut problems) else { continue };
             let uid = match self.services.get_key_value(plan.uid.as_str()) {
                 Some((uid, _)) => uid.clone(),
                 None => {
@@ -417,7 +461,12 @@ impl Plans {
 }
 
 /// A part as it is kept, without what makes no sense; `None` where nothing of it does.
-fn compact(plan: &ServicePlan, node: &str, problems: &mut Vec<Problem>) -> Option<Part> {
+fn compact(
+    plan: &ServicePlan,
+    node: &str,
+    zones: &mut ZoneNames,
+    problems: &mut Vec<Problem>,
+) -> Option<Part> {
     let object = || format!("Service {}/{}", plan.namespace, plan.name);
     let (Ok(part), Ok(parts)) = (u16::try_from(plan.part), u16::try_from(plan.parts)) else {
         problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
@@ -427,13 +476,14 @@ fn compact(plan: &ServicePlan, node: &str, problems: &mut Vec<Problem>) -> Optio
         problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
         return None;
     }
-    let ports = plan.ports.iter().map(|port| compact_port(port, node, &object, problems)).collect();
+    let ports = plan.ports.iter().map(|port| compact_port(port, node, zones, &object, problems)).collect();
     Some(Part { revision: plan.revision, part, parts, ports })
 }
 
 fn compact_port(
     port: &PortPlan,
     node: &str,
+    zones: &mut ZoneNames,
     object: &dyn Fn() -> String,
     problems: &mut Vec<Problem>,
 ) -> Port {
@@ -463,7 +513,17 @@ fn compact_port(
         .filter_map(|e| {
             let (address, port) = checked(Some(&e.address), e.port)?;
             let local = e.node.as_deref() == Some(node);
-            Some(Endpoint { address: address?, port, local, terminating: e.terminating })
+            let for_zones = e.for_zones.iter().fold(0, |set, name| set | zones.zone(name).0);
+            let for_nodes = (!e.for_nodes.is_empty()).then(|| e.for_nodes.iter().any(|name| name == node));
+            let for_zones = Zones(for_zones);
+            Some(Endpoint {
+                address: address?,
+                port,
+                local,
+                terminating: e.terminating,
+                for_zones,
+                for_nodes,
+            })
         })
         .collect();
     let protocol = match port.protocol {

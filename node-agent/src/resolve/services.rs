@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use nodenet_crds::FrontendKind;
 
-use super::plans::{Endpoint, Plan, Port};
+use super::plans::{Endpoint, Plan, Port, Zones};
 use crate::filter::{SetName, inside_mark};
 use crate::state::{
     Family, Forwarding, Protocol, RealServer, RealServerKey, SetEntry, VirtualServer, VirtualServerKey,
@@ -24,6 +24,8 @@ pub(super) struct View {
     pub virtual_addresses: BTreeSet<IpAddr>,
     /// Addresses that the node has by another hand.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// The node's own zone; none where it is not known.
+    pub zone: Zones,
     /// IPv6 sets and rules exist.
     pub ipv6: bool,
 }
@@ -75,7 +77,7 @@ impl Place {
 
 pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Derived {
     let mut derived = Derived::default();
-    let standing = Standing::of(plan);
+    let standing = Standing::of(plan, view.zone);
     for port in plan.ports() {
         let places = places(port, view);
         for place in &places {
@@ -224,42 +226,64 @@ fn firewall(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place, view: &Vi
     }
 }
 
-/// Which endpoints of a port are good enough: those that terminate serve only where there is no other one. A port's
-/// endpoints may stand in several parts of a plan, so this is found for the whole plan.
+/// Which endpoints of a port are good enough. A port's endpoints may stand in several parts of a plan, so this is found
+/// for the whole plan.
 struct Standing<'a> {
-    /// Ports that have a ready endpoint, and one on this node.
-    ready: BTreeSet<(PortName<'a>, Family, bool)>,
+    ports: BTreeMap<(PortName<'a>, Family), Found>,
+    zone: Zones,
+}
+
+/// What is found among the endpoints of a port, of those that do not terminate.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    any: bool,
+    on_this_node: bool,
+    /// One of them says nothing of nodes, or of zones.
+    without_nodes: bool,
+    without_zones: bool,
+    for_this_node: bool,
+    for_this_zone: bool,
 }
 
 type PortName<'a> = (Protocol, &'a [super::plans::Frontend]);
 
 impl<'a> Standing<'a> {
-    fn of(plan: &'a Plan) -> Self {
-        let mut ready = BTreeSet::new();
+    fn of(plan: &'a Plan, zone: Zones) -> Self {
+        let mut ports: BTreeMap<(PortName<'a>, Family), Found> = BTreeMap::new();
         for port in plan.ports() {
             for endpoint in port.endpoints.iter().filter(|endpoint| !endpoint.terminating) {
-                let family = Family::of(endpoint.address);
-                ready.insert((name(port), family, false));
-                if endpoint.local {
-                    ready.insert((name(port), family, true));
-                }
+                let found = ports.entry((name(port), Family::of(endpoint.address))).or_default();
+                found.any = true;
+                found.on_this_node |= endpoint.local;
+                found.without_nodes |= endpoint.for_nodes.is_none();
+                found.without_zones |= endpoint.for_zones.is_none();
+                found.for_this_node |= endpoint.for_nodes == Some(true);
+                found.for_this_zone |= endpoint.for_zones.meets(zone);
             }
         }
-        Self { ready }
+        Self { ports, zone }
     }
 
-    /// The endpoints of a port that serve: of this node where `local`, otherwise of the cluster.
+    /// The endpoints of a port that serve: of this node where `local`, otherwise of the cluster. Of the latter those
+    /// that are meant for this node, or for its zone, where each says whom it is for and one is. Endpoints that
+    /// terminate serve only where there is no other one.
     fn pool<'p>(
         &self,
         port: &'p Port,
         family: Family,
         local: bool,
     ) -> impl Iterator<Item = &'p Endpoint> + use<'p> {
-        let ready = self.ready.contains(&(name(port), family, local));
+        let found = self.ports.get(&(name(port), family)).copied().unwrap_or_default();
+        let ready = if local { found.on_this_node } else { found.any };
+        let by_node = !local && found.for_this_node && !found.without_nodes;
+        let by_zone = !local && !by_node && found.for_this_zone && !found.without_zones;
+        let zone = self.zone;
         port.endpoints.iter().filter(move |endpoint| {
             Family::of(endpoint.address) == family
                 && (endpoint.local || !local)
                 && !(endpoint.terminating && ready)
+                && (!by_node || endpoint.for_nodes == Some(true))
+                && (!by_zone || endpoint.for_zones.meets(zone))
         })
     }
 }

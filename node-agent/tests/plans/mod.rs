@@ -50,7 +50,7 @@ pub fn frontend(kind: FrontendKind, address: Option<&str>, port: i32) -> kinds::
 
 /// An endpoint on a node.
 pub fn endpoint(address: &str, port: i32, node: &str) -> kinds::Endpoint {
-    kinds::Endpoint { address: address.into(), port, node: Some(node.into()), terminating: false }
+    kinds::Endpoint { address: address.into(), port, node: Some(node.into()), ..kinds::Endpoint::default() }
 }
 
 /// A port.

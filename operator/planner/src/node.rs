@@ -7,8 +7,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use nodenet_crds::{
-    ALLOWED_MODULES, AssignedState, AssignedVirtualIP, KernelRequirements, NodeNetState, NodeNetStateSpec,
-    NodeNetStateStatus, ServiceAddressMode, ServiceAddresses, VirtualIPOnNode, VirtualIPState,
+    ALLOWED_MODULES, AssignedState, AssignedVirtualIP, KernelRequirements, LABEL_ZONE, NodeNetState,
+    NodeNetStateSpec, NodeNetStateStatus, ServiceAddressMode, ServiceAddresses, VirtualIPOnNode,
+    VirtualIPState,
 };
 
 use crate::Settings;
@@ -431,6 +432,7 @@ pub(crate) fn plan_node(
             mode: ServiceAddressMode::Route,
             cidrs: ranges(&settings.service_cidrs),
         },
+        zone: node.labels.get(LABEL_ZONE).filter(|zone| (1..=63).contains(&zone.len())).cloned(),
         kernel: KernelRequirements { modules, sysctls: settings.sysctls.clone() },
         cluster_cidrs: ranges(&settings.cluster_cidrs),
         pod_cidrs: ranges(&node.pod_cidrs),

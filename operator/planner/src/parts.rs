@@ -31,7 +31,12 @@ fn port_bytes(port: &PortPlan) -> usize {
 
 fn endpoint_bytes(endpoint: &Endpoint) -> usize {
     let node = endpoint.node.as_ref().map_or(0, |node| node.len() + 10);
-    28 + endpoint.address.len() + node + if endpoint.terminating { 19 } else { 0 }
+    let names = |list: &[String], field: usize| match list {
+        [] => 0,
+        some => field + some.iter().map(|name| name.len() + 3).sum::<usize>(),
+    };
+    let hints = names(&endpoint.for_zones, 15) + names(&endpoint.for_nodes, 15);
+    28 + endpoint.address.len() + node + hints + if endpoint.terminating { 19 } else { 0 }
 }
 
 /// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.

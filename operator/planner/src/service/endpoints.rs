@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointHints, EndpointSlice};
 use nodenet_crds::{Endpoint, LABEL_SERVICE_NAME, Protocol, TrafficPolicy};
 
 use super::{Named, ServiceInfo, ServicePort, port_number, protocol};
@@ -26,6 +26,28 @@ struct EndpointInfo {
     address: IpAddr,
     node: Option<Arc<str>>,
     standing: Standing,
+    hints: Hints,
+}
+
+/// Who should use an endpoint, by its EndpointSlice. Whether all are to be followed is found on each node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Hints {
+    zones: Box<[Arc<str>]>,
+    nodes: Box<[Arc<str>]>,
+}
+
+/// Most hints of a kind that an endpoint has (EndpointSlice v1).
+const HINTS_MAX: usize = 8;
+
+impl Hints {
+    fn new(hints: Option<&EndpointHints>, intern: &mut impl FnMut(&str) -> Arc<str>) -> Self {
+        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        Self {
+            zones: zones.iter().take(HINTS_MAX).map(|zone| intern(&zone.name)).collect(),
+            nodes: nodes.iter().take(HINTS_MAX).map(|node| intern(&node.name)).collect(),
+        }
+    }
 }
 
 /// An EndpointSlice.
@@ -72,6 +94,7 @@ impl EndpointsInfo {
                 address,
                 node: e.node_name.as_deref().map(&mut *intern),
                 standing,
+                hints: Hints::new(e.hints.as_ref(), intern),
             });
         }
         Some(Self { service: Named::new(namespace, service), ports: ports.collect(), endpoints })
@@ -95,20 +118,18 @@ pub(super) fn endpoints_of<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointsInfo>,
 ) -> Vec<Endpoint> {
-    /// How good the endpoint is, and on which node.
-    type Word<'a> = (Standing, Option<&'a Arc<str>>);
-    let mut found: BTreeMap<(IpAddr, u16), Word<'_>> = BTreeMap::new();
+    let mut found: BTreeMap<(IpAddr, u16), &EndpointInfo> = BTreeMap::new();
+    let standing = |e: &EndpointInfo| if service.publish_not_ready { Standing::Ready } else { e.standing };
     for slice in slices {
         for (name, protocol, number) in &slice.ports {
             if *name != port.name || *protocol != port.protocol {
                 continue;
             }
             for e in &slice.endpoints {
-                let standing = if service.publish_not_ready { Standing::Ready } else { e.standing };
                 // A pod may stand in two slices while its controller moves it: the better word counts.
-                let best = found.entry((e.address, *number)).or_insert((standing, e.node.as_ref()));
-                if standing < best.0 || (standing == best.0 && best.1.is_none()) {
-                    *best = (standing, e.node.as_ref());
+                let best = found.entry((e.address, *number)).or_insert(e);
+                if (standing(e), e.node.is_none()) < (standing(best), best.node.is_none()) {
+                    *best = e;
                 }
             }
         }
@@ -116,19 +137,22 @@ pub(super) fn endpoints_of<'a>(
     // Where a node answers by its own endpoints, each node finds for itself whether it has a ready one.
     let local = TrafficPolicy::Local;
     let each_node = service.internal_traffic_policy == local || service.external_traffic_policy == local;
-    let ready = found.values().any(|(standing, _)| *standing == Standing::Ready);
+    let ready = found.values().any(|e| standing(e) == Standing::Ready);
     let serves = |standing: Standing| match standing {
         Standing::Ready => true,
         Standing::ServingTerminating => each_node || !ready,
         Standing::Out => false,
     };
-    let chosen = found.iter().filter(|(_, (standing, _))| serves(*standing));
+    let names = |list: &[Arc<str>]| list.iter().map(ToString::to_string).collect();
+    let chosen = found.iter().filter(|(_, e)| serves(standing(e)));
     chosen
-        .map(|((address, port), (standing, node))| Endpoint {
+        .map(|((address, port), e)| Endpoint {
             address: address.to_string(),
             port: (*port).into(),
-            node: node.map(|n| n.to_string()),
-            terminating: each_node && *standing == Standing::ServingTerminating,
+            node: e.node.as_ref().map(ToString::to_string),
+            terminating: each_node && standing(e) == Standing::ServingTerminating,
+            for_zones: names(&e.hints.zones),
+            for_nodes: names(&e.hints.nodes),
         })
         .collect()
 }

@@ -271,3 +271,34 @@ fn only_a_load_balancer_has_source_ranges() {
     web.spec.as_mut().unwrap().load_balancer_source_ranges = None;
     assert_eq!(ranges(&web), ["10.0.0.0/8", "203.0.113.0/24"]);
 }
+
+#[test]
+fn hints_of_an_endpoint_are_told_to_the_nodes() {
+    use k8s_openapi::api::discovery::v1::{EndpointHints, ForNode, ForZone};
+    let web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
+    let object = EndpointSlice {
+        metadata: ObjectMeta {
+            labels: Some(BTreeMap::from([(LABEL_SERVICE_NAME.to_owned(), "web".to_owned())])),
+            ..Default::default()
+        },
+        address_type: "IPv4".into(),
+        endpoints: vec![ApiEndpoint {
+            addresses: vec!["10.1.0.1".into()],
+            hints: Some(EndpointHints {
+                for_zones: Some(vec![ForZone { name: "a".into() }, ForZone { name: "b".into() }]),
+                for_nodes: Some(vec![ForNode { name: "n1".into() }]),
+            }),
+            ..Default::default()
+        }],
+        ports: Some(vec![EndpointPort {
+            name: Some("http".into()),
+            protocol: Some("TCP".into()),
+            port: Some(8080),
+            ..Default::default()
+        }]),
+    };
+    let info = EndpointsInfo::new(&object, &mut |n| n.into()).unwrap();
+    let endpoint = &plan(&web, &[info])[0].endpoints[0];
+    assert_eq!(endpoint.for_zones, ["a", "b"]);
+    assert_eq!(endpoint.for_nodes, ["n1"]);
+}
