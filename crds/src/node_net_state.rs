@@ -46,6 +46,10 @@ pub struct NodeNetStateSpec {
     /// Addresses of Services: how they are made local to this node.
     #[serde(default)]
     pub service_addresses: ServiceAddresses,
+    /// Ranges of the node's own addresses on which node ports answer. Without it: all its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 49)))]
+    pub node_port_addresses: Option<Vec<String>>,
     /// Zone of the node, by its label `topology.kubernetes.io/zone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]

@@ -123,6 +123,7 @@ fn variants() -> Vec<Vec<&'static str>> {
         vec![
             "scheduler=wrr",
             "masqueradeAll=true",
+            "nodePortAddresses={192.168.0.0/24}",
             "externalIPCIDRs={203.0.113.0/24,2001:db8:2::/64}",
             "verifyPeriod=2m",
             "logLevel=debug",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use nodenet_client::Access;
-use nodenet_planner::Settings;
+use nodenet_planner::{NodePortAddresses, Settings};
 
 /// Turns Services and VirtualIPs into the network state of nodes.
 #[derive(Debug, Parser)]
@@ -59,6 +59,11 @@ impl Connection {
     }
 }
 
+/// `None` is `primary`.
+fn node_port_address(text: &str) -> Result<Option<IpNet>, ipnet::AddrParseError> {
+    if text == "primary" { Ok(None) } else { text.parse().map(Some) }
+}
+
 /// What the planner must know of the cluster.
 #[derive(Debug, Args)]
 pub struct Planning {
@@ -73,6 +78,10 @@ pub struct Planning {
     /// Whoever may write a Service can then take any address of the range, other Services' and neighbours' included.
     #[arg(long = "external-ip-cidr", value_name = "CIDR")]
     pub external_ip_cidrs: Vec<IpNet>,
+    /// Range of the nodes' own addresses on which node ports answer, may be repeated, or `primary`: the first internal
+    /// address of each family, by the Node; without it all addresses
+    #[arg(long = "node-port-addresses", value_name = "CIDR|primary", value_parser = node_port_address)]
+    pub node_port_addresses: Vec<Option<IpNet>>,
     /// IPVS scheduler of all virtual servers
     #[arg(long, value_name = "NAME", default_value = "rr")]
     pub scheduler: String,
@@ -86,6 +95,12 @@ impl Planning {
             service_cidrs: self.service_cidrs.clone(),
             cluster_cidrs: self.cluster_cidrs.clone(),
             external_ip_cidrs: self.external_ip_cidrs.clone(),
+            node_port_addresses: match self.node_port_addresses.as_slice() {
+                [] => NodePortAddresses::All,
+                // Whoever writes both wants fewer than all: the narrower one is taken.
+                all if all.contains(&None) => NodePortAddresses::Primary,
+                all => NodePortAddresses::Within(all.iter().flatten().copied().collect()),
+            },
             scheduler: Some(self.scheduler.clone()),
             ..Settings::default()
         };

@@ -16,6 +16,9 @@ What values.schema.json cannot say: relations between values, in words that say 
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- if and (has "primary" .Values.nodePortAddresses) (gt (len .Values.nodePortAddresses) 1) -}}
+{{- fail "\n\nnodePortAddresses: primary stands alone; leave the ranges out, or leave primary out." -}}
+{{- end -}}
 {{- range $server := .Values.apiServers -}}
   {{- $host := regexReplaceAll ":[0-9]+$" $server "" | trimPrefix "[" | trimSuffix "]" -}}
   {{- if not (or (regexMatch "^\\[[0-9a-fA-F:]+\\]:[0-9]+$" $server) (regexMatch "^[a-zA-Z0-9.-]+:[0-9]+$" $server)) -}}

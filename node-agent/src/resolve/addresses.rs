@@ -134,7 +134,12 @@ impl Node {
     }
 
     /// Addresses on which node ports answer.
-    pub fn node_port_addresses(&self, virtual_addresses: &BTreeSet<IpAddr>, ranges: &[IpNet]) -> Vec<IpAddr> {
+    pub fn node_port_addresses(
+        &self,
+        virtual_addresses: &BTreeSet<IpAddr>,
+        ranges: &[IpNet],
+        within: Option<&[IpNet]>,
+    ) -> Vec<IpAddr> {
         let mut list: Vec<IpAddr> = self
             .own()
             .map(|(key, _)| key.address)
@@ -145,6 +150,7 @@ impl Node {
                 };
                 !address.is_loopback()
                     && !link_local
+                    && within.is_none_or(|within| within.iter().any(|range| range.contains(address)))
                     && !virtual_addresses.contains(address)
                     && !ranges.iter().any(|range| range.contains(address))
             })

@@ -348,10 +348,13 @@ impl Resolver {
             .filter_map(|text| text.parse::<IpNet>().ok())
             .map(|net| net.addr())
             .collect();
+        let within = spec.written.node_port_addresses.as_ref();
+        let within: Option<Vec<IpNet>> =
+            within.map(|texts| texts.iter().filter_map(|text| text.parse().ok()).collect());
         let node_port_addresses = self
             .node
             .as_ref()
-            .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges))
+            .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges, within.as_deref()))
             .unwrap_or_default();
         let own_addresses = self.node.as_ref().map(Node::own_addresses).unwrap_or_default();
         let zone = self.plans.zone(spec.written.zone.as_deref());

@@ -41,7 +41,7 @@ pub use change::{Change, Kind, Object, ObjectRef};
 pub use index::Index;
 pub use output::{Event, EventType, Key, Output, Precondition};
 pub use render::{Rendered, render};
-pub use settings::{Settings, SettingsError};
+pub use settings::{NodePortAddresses, Settings, SettingsError};
 
 use std::time::Duration;
 

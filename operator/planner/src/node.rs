@@ -12,7 +12,7 @@ use nodenet_crds::{
     VirtualIPState,
 };
 
-use crate::Settings;
+use crate::{NodePortAddresses, Settings};
 
 /// How long a node that reported a fault with a virtual IP is only a last resort for it: this long after the first one,
 /// twice as long after each further one, and at most [`FAULT_PAUSE_MAX`]. A node whose fault shows only while it holds
@@ -36,6 +36,8 @@ pub(crate) struct NodeInfo {
     pub(crate) cordoned: bool,
     /// Internal and external addresses.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Of each family the first internal one.
+    primary: Vec<IpAddr>,
     pub(crate) pod_cidrs: Vec<IpNet>,
 }
 
@@ -45,6 +47,9 @@ impl NodeInfo {
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
         let addresses = status.and_then(|s| s.addresses.as_deref()).unwrap_or_default();
+        let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
+        let internal: Vec<IpAddr> = internal.filter_map(|a| a.address.parse().ok()).collect();
+        let first = |v6: bool| internal.iter().find(|a| a.is_ipv6() == v6).copied();
         let addresses = addresses.iter().filter(|a| a.type_ == "InternalIP" || a.type_ == "ExternalIP");
         let spec = node.spec.as_ref();
         let cidrs = spec.and_then(|s| s.pod_cidrs.as_deref()).unwrap_or_default();
@@ -56,6 +61,7 @@ impl NodeInfo {
             since: before.filter(|b| b.ready == ready).map_or(now, |b| b.since),
             cordoned: spec.is_some_and(|s| s.unschedulable == Some(true)),
             addresses: addresses.filter_map(|a| a.address.parse().ok()).collect(),
+            primary: [false, true].into_iter().filter_map(first).collect(),
             pod_cidrs: cidrs.iter().chain(single).filter_map(|c| c.parse().ok()).collect(),
         }
     }
@@ -432,6 +438,13 @@ pub(crate) fn plan_node(
             mode: ServiceAddressMode::Route,
             cidrs: ranges(&settings.service_cidrs),
         },
+        node_port_addresses: match &settings.node_port_addresses {
+            NodePortAddresses::All => None,
+            NodePortAddresses::Primary => {
+                Some(node.primary.iter().map(|address| IpNet::from(*address).to_string()).collect())
+            }
+            NodePortAddresses::Within(ranges) => Some(ranges.iter().map(|r| r.trunc().to_string()).collect()),
+        },
         zone: node.labels.get(LABEL_ZONE).filter(|zone| (1..=63).contains(&zone.len())).cloned(),
         kernel: KernelRequirements { modules, sysctls: settings.sysctls.clone() },
         cluster_cidrs: ranges(&settings.cluster_cidrs),
@@ -516,5 +529,35 @@ mod tests {
         assert_eq!(state.faulty_until("web"), Some(now + s(5)), "long ago is forgotten");
         state.observe(reports(true), false, now + s(30));
         assert_eq!(state.faulty_until("web"), Some(now + s(35)), "one fault that lasts is one fault");
+    }
+
+    #[test]
+    fn node_ports_are_where_the_administrator_wants_them() {
+        let address = |type_: &str, address: &str| k8s_openapi::api::core::v1::NodeAddress {
+            type_: type_.into(),
+            address: address.into(),
+        };
+        let node = Node {
+            status: Some(k8s_openapi::api::core::v1::NodeStatus {
+                addresses: Some(vec![
+                    address("ExternalIP", "203.0.113.7"),
+                    address("InternalIP", "192.168.0.11"),
+                    address("InternalIP", "192.168.1.11"),
+                    address("InternalIP", "fd00::11"),
+                ]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let node = NodeInfo::new(&node, None, Duration::ZERO);
+        let planned = |node_port_addresses| {
+            let settings = Settings { node_port_addresses, ..Settings::default() };
+            plan_node(&node, Vec::new(), &settings).node_port_addresses
+        };
+        assert_eq!(planned(NodePortAddresses::All), None);
+        let primary = ["192.168.0.11/32", "fd00::11/128"].map(str::to_owned).to_vec();
+        assert_eq!(planned(NodePortAddresses::Primary), Some(primary));
+        let within = NodePortAddresses::Within(vec!["10.9.0.7/24".parse().unwrap()]);
+        assert_eq!(planned(within), Some(vec!["10.9.0.0/24".to_owned()]));
     }
 }

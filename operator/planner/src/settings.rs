@@ -20,6 +20,8 @@ pub struct Settings {
     /// Ranges that Services may name in `externalIPs`; none by default. Whoever may write a Service may take any
     /// address of them.
     pub external_ip_cidrs: Vec<IpNet>,
+    /// On which of a node's addresses node ports answer.
+    pub node_port_addresses: NodePortAddresses,
     /// IPVS scheduler of all virtual servers, for example `rr`; `None` leaves the choice to the agents.
     pub scheduler: Option<String>,
     /// Kernel modules that every node needs; each must stand in [`ALLOWED_MODULES`].
@@ -42,6 +44,7 @@ impl Default for Settings {
             cluster_cidrs: Vec::new(),
             api_servers: Vec::new(),
             external_ip_cidrs: Vec::new(),
+            node_port_addresses: NodePortAddresses::All,
             scheduler: None,
             modules: ["ip_vs", "ip_vs_rr", "nf_conntrack"].map(str::to_owned).to_vec(),
             sysctls: vec![
@@ -56,6 +59,21 @@ impl Default for Settings {
             part_bytes: 65536,
         }
     }
+}
+
+/// Most ranges of node port addresses (the schema's bound).
+const NODE_PORT_RANGES_MAX: usize = 64;
+
+/// On which of a node's addresses node ports answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// On all.
+    #[default]
+    All,
+    /// On the first internal address of each family, by its Node.
+    Primary,
+    /// On those within these ranges (at most 64).
+    Within(Vec<IpNet>),
 }
 
 /// A setting that cannot be used.
@@ -75,6 +93,9 @@ pub enum SettingsError {
     /// Too many ranges for a NodeNetState.
     #[error("{0} has more than 16 entries")]
     TooMany(&'static str),
+    /// Too many ranges of node port addresses for a NodeNetState.
+    #[error("the ranges of node port addresses have more than {NODE_PORT_RANGES_MAX} entries")]
+    TooManyNodePortAddresses,
     /// Every node would make the addresses of pods its own.
     #[error(
         "service range {service} and pod network {pods} overlap: nodes would answer for the pods themselves; \
@@ -109,6 +130,11 @@ impl Settings {
             if list.len() > 16 {
                 return Err(SettingsError::TooMany(field));
             }
+        }
+        if let NodePortAddresses::Within(ranges) = &self.node_port_addresses
+            && ranges.len() > NODE_PORT_RANGES_MAX
+        {
+            return Err(SettingsError::TooManyNodePortAddresses);
         }
         for service in &self.service_cidrs {
             // Of two networks with an address in common one holds the other.
