@@ -10,9 +10,11 @@
 use nix::sys::signal::Signal;
 use nodenet_e2e::lab::LabSpec;
 use nodenet_e2e::lab::nodenet::{RUN_FOLDER, uninstall_chart};
+use nodenet_e2e::lab::protocol::Exec;
 use nodenet_e2e::lab::scene::{Scene, Unmet, so};
 use nodenet_e2e::lab::steady::SteadyTraffic;
 use nodenet_e2e::lab::steps::Steps;
+use nodenet_e2e::tool::init::SHARED;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the other hands are.
@@ -46,8 +48,8 @@ fn other_hands_lose_nothing_and_take_nothing() {
             assert_eq!(others(&scene), before);
         }
     });
-    steps.run("what another hand takes or changes of ours is put back and reported", || drift(&scene));
     steps.run("a status and a whole state that another hand deletes are back", || deleted(&scene));
+    steps.run("what another hand takes or changes of ours is put back and reported", || drift(&scene));
     steps.run("what others made stays when ours is put back", || assert_eq!(others(&scene), before));
     steps.run("nothing of it was noticed elsewhere", || assert_eq!(elsewhere.end().unwrap(), [""; 0]));
     steps.run("an uninstall breaks no connection, and leaves nothing that cannot be deleted", || {
@@ -214,6 +216,8 @@ fn drift(scene: &Scene) {
     let wanted = ours(scene).unwrap();
     let questions = [("client", "192.168.0.15:39090", 5), ("prometheus", "10.243.21.14:8880", 2)];
     let disturbed = SteadyTraffic::start(scene, &questions, &[]).unwrap();
+    let monitor = Exec::new(["ip", "-ts", "-o", "-4", "monitor", "address"]);
+    node.spawn(monitor, "drift.log").unwrap();
     for deeds in DRIFT {
         let repaired = || scene.metric(NODE, "nodenet_agent_drift_repaired_total");
         let before = repaired().unwrap();
@@ -238,7 +242,10 @@ fn drift(scene: &Scene) {
     assert_eq!(scene.holders(VIP).unwrap(), BTreeSet::from([NODE.to_owned()]));
     scene.answered("client", "192.168.0.11:39090", &[("prometheus", 3)]).unwrap();
     scene.answered("client", "192.168.0.11:30981", &[("web-1", 2), ("web-2", 2), ("web-3", 2)]).unwrap();
-    // For people: what of it the node's own clients noticed until the next look.
+    // For people: when the address was back, and what the node's own clients noticed of it all until the next look.
+    let log = node.run(&["cat", &format!("{SHARED}/drift.log")]).unwrap();
+    let gone = log.lines().position(|line| line.contains("Deleted") && line.contains(" 192.168.0.15/"));
+    log.lines().skip(gone.unwrap_or(0)).take(4).for_each(|line| println!("    {line}"));
     println!("    {:#?}", disturbed.end().unwrap());
 }
 
@@ -270,7 +277,7 @@ fn deleted(scene: &Scene) {
 
 fn uninstall(scene: &mut Scene) {
     let questions = [("client", ELSEWHERE, 50), ("prometheus", "10.243.21.14:8880", 2)];
-    let traffic = SteadyTraffic::start(scene, &questions, &[("client", "192.168.0.11:39090")]).unwrap();
+    let traffic = SteadyTraffic::start(scene, &questions, &[("client", ELSEWHERE)]).unwrap();
     // All run on for a while: kubelets learn of it later than the hook, some much later.
     let cluster = scene.lab().cluster();
     uninstall_chart(cluster, scene.nodenet()).unwrap();
