@@ -115,7 +115,7 @@ pub struct PortPlan {
     /// Number of this port for as long as `externalTrafficPolicy` is `Local`, of its own in the cluster: agents make the
     /// packet mark of it by which they tell their own clients' packets from those from outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 4095))]
+    #[schemars(range(min = 1, max = 2047))]
     pub inside_number: Option<i32>,
     /// Sources that may use the port by an address that a load balancer was given, or by a virtual IP. Empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

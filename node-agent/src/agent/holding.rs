@@ -193,6 +193,10 @@ impl Holding {
                 going.push(a.name.clone());
                 suspend(&mut self.suspended, a, Why::Unconfirmed, self.generation, Some(now));
             }
+            // A word of the API server that was on its way all the time is no answer to the question.
+            for key in &a.keys {
+                self.cleared.remove(key);
+            }
         }
         going
     }
@@ -425,6 +429,19 @@ mod tests {
     #[test]
     fn what_the_node_has_is_kept_without_a_question() {
         holder(Instant::now());
+    }
+
+    #[test]
+    fn after_a_lapse_an_older_word_of_the_api_server_is_no_answer() {
+        let now = Instant::now();
+        let mut h = holder(now);
+        assert_eq!(h.lapsed(now), ["web"]);
+        // It was on its way while this process did not run.
+        h.assign(vip(true), Origin::Api, Some(2), |_| false, now);
+        assert!(!held(&h));
+        assert_eq!(h.probes(Some(now), now), [key()]);
+        h.answer(&key(), None, now);
+        assert!(held(&h));
     }
 
     #[test]

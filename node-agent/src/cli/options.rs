@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::CliError;
+use crate::filter::overlaps_inside;
 use crate::kernel::Kernel;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::netlink::{Namespace, NetlinkKernel, Options as NetlinkOptions, PacketFilterMode};
@@ -138,6 +139,9 @@ impl ServiceOptions {
         let (mark, mask) = (number(mark)?, number(mask)?);
         if mark == 0 || mark & !mask != 0 {
             return Err(wrong("the value must not be 0 and must lie within the mask"));
+        }
+        if overlaps_inside(mask) {
+            return Err(wrong("the lowest 13 bits mark packets of the node's own clients: use a higher one"));
         }
         Ok(ResolverOptions {
             node: self.node.clone(),

@@ -54,11 +54,17 @@ impl Default for Config {
 }
 
 /// Numbers that a mark has room for.
-pub const INSIDE_NUMBERS: std::ops::RangeInclusive<u16> = 1..=4095;
+pub const INSIDE_NUMBERS: std::ops::RangeInclusive<u16> = 1..=2047;
 
 /// What all marks of [`inside_mark`] have in common: value and mask. IPVS compares all bits of a mark, so it is none
-/// that people give by hand, and leaves the bits of masquerading alone.
-const INSIDE: (u32, u32) = (0x2000, 0xffff_e000);
+/// that people give by hand. The bits 13 (portmap of CNI), 14 and 15 (Kubernetes) and those above (Calico and others) say
+/// something to others and stay 0.
+const INSIDE: (u32, u32) = (0x1000, 0xffff_f000);
+
+/// Whether a mark or mask has bits that marks of [`inside_mark`] have too.
+pub const fn overlaps_inside(bits: u32) -> bool {
+    bits & (INSIDE.0 | !INSIDE.1) != 0
+}
 
 /// The mark of packets by which the node's own clients reach a port that answers others by this node's endpoints only.
 /// The lowest bit says whether connections have an end that the kernel sees (0, TCP), for who knows only the mark.
@@ -88,8 +94,8 @@ pub enum SetName {
     LoadBalancerLocal,
     /// Those of the load balancers' that let only some sources in.
     LoadBalancerFw,
-    /// The sources that each of them lets in.
-    LoadBalancerSources,
+    /// The sources that each of them lets in. Its name comes before that of the former: entries are added in this order.
+    LoadBalancerAllowed,
     /// Those of them that do not let the node itself in.
     LoadBalancerFwNode,
     /// Node ports, TCP.
@@ -121,7 +127,7 @@ impl SetName {
         Self::LoadBalancer,
         Self::LoadBalancerLocal,
         Self::LoadBalancerFw,
-        Self::LoadBalancerSources,
+        Self::LoadBalancerAllowed,
         Self::LoadBalancerFwNode,
         Self::NodePortTcp,
         Self::NodePortLocalTcp,
@@ -147,7 +153,7 @@ impl SetName {
             Self::LoadBalancer => "LOAD-BALANCER",
             Self::LoadBalancerLocal => "LOAD-BALANCER-LOCAL",
             Self::LoadBalancerFw => "LOAD-BALANCER-FW",
-            Self::LoadBalancerSources => "LOAD-BALANCER-SOURCES",
+            Self::LoadBalancerAllowed => "LOAD-BALANCER-ALLOWED",
             Self::LoadBalancerFwNode => "LOAD-BALANCER-FW-NODE",
             Self::NodePortTcp => "NODE-PORT-TCP",
             Self::NodePortLocalTcp => "NODE-PORT-LOCAL-TCP",
@@ -174,7 +180,7 @@ impl SetName {
             | Self::LoadBalancerFwNode
             | Self::NodePortSctp
             | Self::NodePortLocalSctp => SetKind::HashIpPort,
-            Self::LoadBalancerSources => SetKind::HashIpPortNet,
+            Self::LoadBalancerAllowed => SetKind::HashIpPortNet,
             Self::Inside => SetKind::HashIpPortMark,
             Self::NodePortTcp | Self::NodePortLocalTcp | Self::NodePortUdp | Self::NodePortLocalUdp => {
                 SetKind::BitmapPort
@@ -252,6 +258,7 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
                 // Neither a Service nor an unassigned address of the ranges is for the chains behind ours: a host port
                 // (`--dst-type LOCAL`) would take it.
                 format!("-m set --match-set {} dst,dst -j ACCEPT", set(SetName::LoadBalancer)),
+                format!("-m set --match-set {} dst,dst -j ACCEPT", set(SetName::ExternalIp)),
                 format!("-m set --match-set {} dst -j ACCEPT", set(SetName::IpvsIps)),
                 format!("-m addrtype --dst-type LOCAL -j {}", chain("NODE-PORT")),
             ],
@@ -305,7 +312,7 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
         (
             chain("PROXY-FIREWALL"),
             vec![
-                format!("-m set --match-set {} dst,dst,src -j RETURN", set(SetName::LoadBalancerSources)),
+                format!("-m set --match-set {} dst,dst,src -j RETURN", set(SetName::LoadBalancerAllowed)),
                 format!("-m set --match-set {} dst,dst -j DROP", set(SetName::LoadBalancerFw)),
             ],
         ),

@@ -109,6 +109,15 @@ pub(super) struct Node {
     pub addresses: BTreeMap<AddressKey, Address>,
 }
 
+/// Whether an address means something on this host, or on one link, only.
+fn of_host_or_link(address: &IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    address.is_loopback() || link_local
+}
+
 impl Node {
     /// Addresses that are neither ours nor those of Services.
     fn own(&self) -> impl Iterator<Item = (&AddressKey, &Address)> {
@@ -128,9 +137,10 @@ impl Node {
         })
     }
 
-    /// Addresses that are neither ours nor those of Services.
+    /// Addresses that are neither ours nor those of Services, and that other hosts can reach: those of each link that
+    /// comes and goes are none.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.own().map(|(key, _)| key.address).collect()
+        self.own().map(|(key, _)| key.address).filter(|address| !of_host_or_link(address)).collect()
     }
 
     /// Addresses on which node ports answer.
@@ -144,12 +154,7 @@ impl Node {
             .own()
             .map(|(key, _)| key.address)
             .filter(|address| {
-                let link_local = match address {
-                    IpAddr::V4(a) => a.is_link_local(),
-                    IpAddr::V6(a) => a.is_unicast_link_local(),
-                };
-                !address.is_loopback()
-                    && !link_local
+                !of_host_or_link(address)
                     && within.is_none_or(|within| within.iter().any(|range| range.contains(address)))
                     && !virtual_addresses.contains(address)
                     && !ranges.iter().any(|range| range.contains(address))

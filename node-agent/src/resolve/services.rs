@@ -91,6 +91,7 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             }
             if matches!(place.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer)
                 && !view.virtual_addresses.contains(&place.address)
+                && !view.own_addresses.contains(&place.address)
             {
                 derived.addresses.insert(place.address);
                 derived.entries.insert((SetName::IpvsIps, family, SetEntry::Net(place.address.into())));
@@ -127,12 +128,12 @@ fn places(port: &Port, view: &View) -> Vec<Place> {
                 addresses.filter(|address| families.contains(&Family::of(*address))).for_each(add);
             }
             (FrontendKind::ClusterIP, Some(address)) => add(address),
-            // What the node itself has is no Service's, whatever was planned before it got it.
-            (FrontendKind::ExternalIP | FrontendKind::LoadBalancer, Some(address))
-                if !view.own_addresses.contains(&address) =>
-            {
-                add(address);
+            // What the node itself has is no Service's, whatever was planned before it got it. Of a load balancer it may
+            // be what draws the packets here.
+            (FrontendKind::ExternalIP, Some(address)) if !view.own_addresses.contains(&address) => {
+                add(address)
             }
+            (FrontendKind::LoadBalancer, Some(address)) => add(address),
             (FrontendKind::VirtualIP | FrontendKind::VirtualIPNodePort, Some(address))
                 if view.virtual_addresses.contains(&address) =>
             {
@@ -217,7 +218,7 @@ fn firewall(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place, view: &Vi
     entries.insert((SetName::LoadBalancerFw, family, whole));
     for range in &ranges {
         let entry = SetEntry::IpPortNet(place.address, port.protocol, place.port, **range);
-        entries.insert((SetName::LoadBalancerSources, family, entry));
+        entries.insert((SetName::LoadBalancerAllowed, family, entry));
     }
     let lets_node_in =
         view.own_addresses.iter().any(|address| ranges.iter().any(|range| range.contains(address)));

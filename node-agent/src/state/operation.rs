@@ -72,8 +72,12 @@ pub enum Phase {
     VirtualServers,
     /// Real servers.
     RealServers,
+    /// Entries that lead packets to a virtual server by a mark: without them they go to the one by address.
+    Marks,
     /// Addresses of virtual IPs come and go here.
     Addresses,
+    /// Marks go, before the virtual server that they lead to.
+    RemoveMarks,
     /// Real servers go, then their virtual servers.
     RemoveServers,
     /// Tracked connections of what went.
@@ -94,6 +98,8 @@ impl Operation {
         match self {
             Self::LoadModule(_) | Self::SetSysctl(..) => Phase::Kernel,
             Self::AddLink(_) => Phase::Link,
+            Self::AddEntry(_, SetEntry::IpPortMark(..)) => Phase::Marks,
+            Self::DeleteEntry(_, SetEntry::IpPortMark(..)) => Phase::RemoveMarks,
             Self::CreateSet(..) | Self::AddEntry(..) => Phase::Sets,
             Self::ReplaceRules(_, rules) if *rules == Ruleset::default() => Phase::RemoveRules,
             Self::ReplaceRules(..) => Phase::Rules,

@@ -102,7 +102,7 @@ fn entry(kind: SetKind) -> BoxedStrategy<SetEntry> {
                 SetEntry::IpPortNet(a, p, n, format!("10.{net}.0.0/16").parse().unwrap())
             })
             .boxed(),
-        SetKind::HashIpPortMark => (at, protocol, port, 0x2002_u32..0x2006)
+        SetKind::HashIpPortMark => (at, protocol, port, 0x1002_u32..0x1006)
             .prop_map(|(a, p, n, m)| SetEntry::IpPortMark(a, p, n, m))
             .boxed(),
         SetKind::HashIpPortIp => {

@@ -320,8 +320,8 @@ pub(crate) fn judge(
     Verdict { refusal, usable: Some(usable) }
 }
 
-/// What has `address` already, in words.
-pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
+/// What of the cluster has `address`, in words: a Service, a pod, a Node or an API server.
+pub(crate) fn cluster_has(address: IpAddr, facts: &Facts) -> Option<String> {
     if let Some(net) = facts.settings.service_cidrs.iter().find(|n| n.contains(&address)) {
         return Some(format!("in the range {net} of Services"));
     }
@@ -338,6 +338,14 @@ pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) ->
     }
     if facts.settings.api_servers.contains(&address) || facts.api_servers.contains(&address) {
         return Some("the address of an API server".to_owned());
+    }
+    None
+}
+
+/// What has `address` already, in words.
+pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
+    if let Some(what) = cluster_has(address, facts) {
+        return Some(what);
     }
     // An agent that has just restarted may report an address of ours as found; what is in force is ours.
     if held.contains(&address) {

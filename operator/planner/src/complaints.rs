@@ -7,6 +7,9 @@ use crate::output::{Event, EventType};
 use crate::service::Named;
 use crate::{Kind, ObjectRef};
 
+/// Most complaints about one Service: its author decides how many there could be.
+const MOST: usize = 8;
+
 /// One thing that is wrong with a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Complaint {
@@ -25,7 +28,8 @@ pub(crate) struct Complaints {
 
 impl Complaints {
     /// All that is wrong with a Service now. What was not wrong before becomes an Event.
-    pub(crate) fn set(&mut self, service: &Named, uid: Option<&Arc<str>>, now: Vec<Complaint>) {
+    pub(crate) fn set(&mut self, service: &Named, uid: Option<&Arc<str>>, mut now: Vec<Complaint>) {
+        now.truncate(MOST);
         let before = self.told.remove(service).unwrap_or_default();
         for complaint in now.iter().filter(|complaint| !before.contains(complaint)) {
             self.events.push(Event {

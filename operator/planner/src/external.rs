@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use nodenet_crds::{Frontend, FrontendKind, Protocol};
+use k8s_openapi::jiff::Timestamp;
+use nodenet_crds::{Frontend, FrontendKind, Protocol, ServicePlan};
 
 use crate::accept::{self, Claim, Claims, Facts};
 use crate::complaints::Complaint;
@@ -21,16 +22,61 @@ pub(crate) struct External {
     claims: Claims<Place>,
     /// Services that want any, by their name in a claim.
     services: BTreeMap<String, Named>,
-    judged: u64,
+    /// By what they were judged last; `None`: some could not be.
+    judged: Option<u64>,
+}
+
+/// What became of the addresses of a Service.
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    pub(crate) frontends: Vec<BoundFrontend>,
+    pub(crate) complaints: Vec<Complaint>,
+    /// Services that may lose or get a place by it.
+    pub(crate) others: BTreeSet<Named>,
 }
 
 impl External {
     /// Services to be judged again because what they are judged by is `version` now.
     pub(crate) fn outdated(&mut self, version: u64) -> BTreeSet<Named> {
-        if std::mem::replace(&mut self.judged, version) == version {
+        if self.judged.replace(version) == Some(version) {
             return BTreeSet::new();
         }
         self.services.values().cloned().collect()
+    }
+
+    /// A Service could not be judged.
+    pub(crate) fn wait(&mut self) {
+        self.judged = None;
+    }
+
+    /// Takes over who has what by the published plans: a Service that cannot be read keeps its places, and those that are
+    /// judged first take none of the older ones'.
+    pub(crate) fn adopt<'a>(
+        &mut self,
+        published: impl Iterator<Item = &'a ServicePlan>,
+        created: impl Fn(&Named) -> Option<Timestamp>,
+    ) {
+        let mut places: BTreeMap<Named, BTreeSet<Place>> = BTreeMap::new();
+        for plan in published {
+            for port in &plan.ports {
+                let from_outside = |frontend: &&Frontend| {
+                    matches!(frontend.kind, FrontendKind::ExternalIP | FrontendKind::LoadBalancer)
+                };
+                for frontend in port.frontends.iter().filter(from_outside) {
+                    let address = frontend.address.as_ref().and_then(|text| text.parse::<IpAddr>().ok());
+                    if let (Some(address), Ok(number)) = (address, u16::try_from(frontend.port)) {
+                        let service = Named::new(&plan.namespace, &plan.name);
+                        places.entry(service).or_default().insert((address, port.protocol, number));
+                    }
+                }
+            }
+        }
+        for (service, places) in places {
+            let name = service.to_string();
+            self.claims.set((created(&service), name.clone()), places);
+            self.services.insert(name, service);
+        }
+        self.wait();
     }
 
     /// The Service wants no such address, or is gone. Returns those that may have its places now.
@@ -45,17 +91,17 @@ impl External {
         }
     }
 
-    /// Judges the addresses of a Service: its frontends there, what is wrong, and the Services that may lose or get a
-    /// place by it. `virtual_ip` names the VirtualIP that has an address, and says whether it names this Service.
+    /// Judges the addresses of a Service. `virtual_ip` names the VirtualIP that has an address, and says whether it names
+    /// this Service.
     pub(crate) fn judge(
         &mut self,
         service: &Named,
         info: &ServiceInfo,
         facts: &Facts,
         virtual_ip: impl Fn(IpAddr) -> Option<(String, bool)>,
-    ) -> (Vec<BoundFrontend>, Vec<Complaint>, BTreeSet<Named>) {
+    ) -> Judged {
         if info.external.is_empty() {
-            return (Vec::new(), Vec::new(), self.remove(service));
+            return Judged { others: self.remove(service), ..Judged::default() };
         }
         let mut complaints = Vec::new();
         let mut usable = Vec::new();
@@ -88,7 +134,12 @@ impl External {
                 ));
                 continue;
             }
-            match accept::in_use(*address, facts, &BTreeSet::new()) {
+            // What gives a load balancer its address may well bind it on a node, to draw the packets there.
+            let taken = match kind {
+                FrontendKind::LoadBalancer => accept::cluster_has(*address, facts),
+                _ => accept::in_use(*address, facts, &BTreeSet::new()),
+            };
+            match taken {
                 Some(what) => complaints.push(refuse(what)),
                 None => usable.push((*kind, *address)),
             }
@@ -126,7 +177,7 @@ impl External {
                 });
             }
         }
-        (frontends, complaints, others)
+        Judged { frontends, complaints, others }
     }
 
     fn named(&self, names: BTreeSet<String>) -> BTreeSet<Named> {

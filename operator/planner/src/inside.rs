@@ -10,8 +10,8 @@ use nodenet_crds::{FrontendKind, PortPlan, Protocol, ServicePlan, TrafficPolicy}
 
 use crate::service::Named;
 
-/// Greatest number (the schema's bound): agents have twelve bits of a packet mark for it.
-const GREATEST: i32 = 4095;
+/// Greatest number (the schema's bound): agents have eleven bits of a packet mark for it.
+const GREATEST: i32 = 2047;
 
 /// Name and protocol of a Service's port.
 type Port = (String, Protocol);

@@ -157,6 +157,11 @@ impl StateInfo {
         if same_object && generation < self.generation {
             return StateChange::default();
         }
+        // A list that was begun before may end after a newer version came by the watch; of one kind the numbers grow.
+        let number = |version: &Option<String>| version.as_ref().and_then(|text| text.parse::<u64>().ok());
+        if same_object && number(&meta.resource_version) < number(&self.resource_version) {
+            return StateChange::default();
+        }
         let mut change = StateChange {
             spec: !self.exists || self.spec != object.spec || self.generation != generation,
             ..Default::default()

@@ -3,13 +3,15 @@
 
 mod simulation;
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service, ServiceStatus};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_crds::{FrontendKind, ServiceBinding};
-use nodenet_planner::{Kind, ObjectRef, Settings};
-use simulation::{Cluster, endpoints, s, service, virtual_ip};
+use nodenet_planner::{Change, Index, Kind, ObjectRef, Output, Settings};
+use simulation::{Cluster, at, endpoints, s, service, virtual_ip};
 
 /// One node, an API server at 192.168.0.2, externalIPs granted in 203.0.113.0/24 and, by mistake, all of the nodes' network.
 fn cluster() -> Cluster {
@@ -159,4 +161,62 @@ fn a_virtual_ip_that_names_the_service_serves_its_address() {
     let frontends =
         slices.iter().flat_map(|sl| &sl.spec.services).flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
     assert!(frontends.clone().any(|f| f.kind == FrontendKind::VirtualIP));
+}
+
+#[test]
+fn while_it_is_not_known_whose_an_address_is_everything_stays() {
+    let mut c = cluster();
+    let mut vip = virtual_ip("front", &["192.168.0.15/24"]);
+    vip.spec.services = vec![ServiceBinding {
+        namespace: "default".into(),
+        name: "lb".into(),
+        ports: None,
+        node_ports: false,
+    }];
+    c.put(vip);
+    c.put(balanced("lb", "10.96.0.1", "192.168.0.15", None));
+    c.put(balanced("thief", "10.96.0.2", "192.168.0.15", None));
+    c.put(wants("web", "10.96.0.3", &["203.0.113.7"], 5));
+    c.put(wants("a-late-one", "10.96.0.4", &["203.0.113.7"], 50));
+    c.run(s(5));
+    assert_eq!(answers(&c, "thief"), []);
+    // A new leader that has read all but one kind.
+    for missing in [Kind::NodeNetState, Kind::VirtualIP] {
+        let now = at(c.now);
+        let mut index = Index::new(c.index.settings().clone());
+        let mut keys = BTreeSet::new();
+        for kind in Kind::ALL {
+            keys.extend(index.apply(Change::Listing(kind), &now));
+            if kind == missing {
+                continue;
+            }
+            for object in c.objects.values().filter(|o| o.kind() == kind) {
+                keys.extend(index.apply(Change::Upsert(object.clone()), &now));
+            }
+            keys.extend(index.apply(Change::Synced(kind), &now));
+        }
+        keys.extend(index.lead(&now));
+        let writes = |outputs: Vec<Output>| -> Vec<Output> {
+            outputs.into_iter().filter(|o| matches!(o, Output::PutSlice { .. })).collect()
+        };
+        assert_eq!(writes(index.plan(&keys, &now)), [], "without {missing}");
+        let mut keys = BTreeSet::new();
+        for object in c.objects.values().filter(|o| o.kind() == missing) {
+            keys.extend(index.apply(Change::Upsert(object.clone()), &now));
+        }
+        keys.extend(index.apply(Change::Synced(missing), &now));
+        assert_eq!(writes(index.plan(&keys, &now)), [], "with {missing} too");
+    }
+}
+
+#[test]
+fn an_address_that_a_load_balancer_binds_on_a_node_is_served() {
+    let mut c = cluster();
+    c.put(balanced("lb", "10.96.0.1", "192.168.0.77", None));
+    c.put(wants("web", "10.96.0.2", &["192.168.0.77"], 5));
+    c.run(s(5));
+    c.add_interface_address("n1", "192.168.0.77/32");
+    c.run(s(5));
+    assert_eq!(answers(&c, "lb"), [(FrontendKind::LoadBalancer, "192.168.0.77".to_owned())]);
+    assert_eq!(answers(&c, "web"), [], "the author of a Service may not say so");
 }

@@ -29,6 +29,8 @@ impl Index {
             let services = &self.facts.services;
             self.slices.adopt(|s| services.get(s).map(|i| Arc::clone(&i.uid)));
             self.inside = InsideNumbers::adopt(self.slices.published());
+            let services = &self.facts.services;
+            self.external.adopt(self.slices.published(), |s| services.get(s).and_then(|info| info.created));
             self.slices_adopted = true;
             adopted = true;
         }

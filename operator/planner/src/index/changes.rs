@@ -162,6 +162,8 @@ impl Index {
                 if change.interfaces {
                     self.epoch += 1;
                     keys.extend(self.all_vips());
+                    // Something must be planned, that Services with addresses from outside are judged again.
+                    keys.insert(Key::Node(name.name.clone()));
                 } else {
                     let vips = change.virtual_ips.into_iter().filter(|v| self.vips.contains_key(v));
                     keys.extend(vips.map(Key::VirtualIP));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use nodenet_crds::{Frontend, NodeNetStateSpec};
+use nodenet_crds::{Frontend, FrontendKind, NodeNetStateSpec};
 
 use super::{Index, service_key};
 use crate::agents::Life;
@@ -18,6 +18,8 @@ const FOR_SLICES: [Kind; 4] = [Kind::Node, Kind::Service, Kind::EndpointSlice, K
 /// Kinds that must be complete before a VirtualIP is placed. A watch of Services that breaks later must not keep an
 /// address from moving: what is known of them stays. While Leases cannot be read nobody's silence counts (`agents`).
 const FOR_VIPS: [Kind; 3] = [Kind::Node, Kind::VirtualIP, Kind::NodeNetState];
+/// Kinds that must be complete before it is judged whose an address from outside is.
+const FOR_EXTERNAL: [Kind; 3] = [Kind::Node, Kind::VirtualIP, Kind::NodeNetState];
 /// Kinds that must be complete before a NodeNetState is written.
 const FOR_NODES: [Kind; 2] = [Kind::Node, Kind::NodeNetState];
 
@@ -71,7 +73,9 @@ impl Index {
         }
         if slices_ready {
             let version = self.epoch + self.in_force.version();
-            self.todo_services.extend(self.external.outdated(version));
+            if self.vips_adopted && self.has(&FOR_EXTERNAL) {
+                self.todo_services.extend(self.external.outdated(version));
+            }
             while let Some(service) = self.todo_services.pop_first() {
                 let new = self.plan_service(&service);
                 if !new.is_empty() {
@@ -120,15 +124,26 @@ impl Index {
             vips.filter_map(|v| self.vips.get(v)?.bound.get(service)).flatten().cloned().collect()
         } else {
             // VirtualIPs cannot be read: what they gave stays.
-            carried_over(&self.slices, service, info)
+            let on_virtual_ips = [FrontendKind::VirtualIP, FrontendKind::VirtualIPNodePort];
+            carried_over(&self.slices, service, info, &on_virtual_ips)
         };
-        let (frontends, refused, others) = self.external.judge(service, info, &self.facts, |address| {
-            let owner = self.in_force.owner(address)?;
-            let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
-            Some((owner.to_owned(), named))
-        });
-        bound.extend(frontends);
-        self.todo_services.extend(others);
+        let mut refused = Vec::new();
+        if self.vips_adopted && self.has(&FOR_EXTERNAL) {
+            let virtual_ip = |address| {
+                let owner = self.in_force.owner(address)?;
+                let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
+                Some((owner.to_owned(), named))
+            };
+            let judged = self.external.judge(service, info, &self.facts, virtual_ip);
+            bound.extend(judged.frontends);
+            refused = judged.complaints;
+            self.todo_services.extend(judged.others);
+        } else {
+            // Whose an address is cannot be told: what is published stays.
+            let from_outside = [FrontendKind::ExternalIP, FrontendKind::LoadBalancer];
+            bound.extend(carried_over(&self.slices, service, info, &from_outside));
+            self.external.wait();
+        }
         let of = self.endpoints_of.get(service).into_iter().flatten();
         let endpoints = of.filter_map(|n| self.endpoints.get(n));
         let scheduler = self.facts.settings.scheduler.as_deref();
@@ -232,7 +247,7 @@ fn complaints(service: &ServiceInfo, refused: Vec<Complaint>, too_few_numbers: b
         .collect();
     all.extend(refused);
     if too_few_numbers {
-        let note = "externalTrafficPolicy Local: more than 4095 ports have it; nodes and their pods reach the \
+        let note = "externalTrafficPolicy Local: more than 2047 ports have it; nodes and their pods reach the \
                     endpoints of their own node only by this one's node port and external addresses";
         all.push(Complaint { reason: "TooManyLocalPorts", note: note.to_owned() });
     }
@@ -247,15 +262,19 @@ fn on_virtual_ips<'a>(parts: impl Iterator<Item = &'a nodenet_crds::ServicePlan>
 }
 
 /// The frontends on virtual IPs that the plan of a Service has already.
-fn carried_over(slices: &Slices, service: &Named, info: &ServiceInfo) -> Vec<BoundFrontend> {
-    use nodenet_crds::FrontendKind::{VirtualIP, VirtualIPNodePort};
+fn carried_over(
+    slices: &Slices,
+    service: &Named,
+    info: &ServiceInfo,
+    kinds: &[FrontendKind],
+) -> Vec<BoundFrontend> {
     let mut out = Vec::new();
     for port in slices.plan_of(service).flat_map(|p| &p.ports) {
         let Some(own) = info.ports.iter().find(|p| *p.name == *port.name && p.protocol == port.protocol)
         else {
             continue;
         };
-        let kept = port.frontends.iter().filter(|f| matches!(f.kind, VirtualIP | VirtualIPNodePort));
+        let kept = port.frontends.iter().filter(|f| kinds.contains(&f.kind));
         out.extend(kept.map(|f| BoundFrontend {
             protocol: port.protocol,
             service_port: own.port,

@@ -97,6 +97,9 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
+/// Most addresses from outside of one Service: the API has no bound.
+const EXTERNAL_MAX: usize = 64;
+
 /// `externalIPs`, and the addresses that a load balancer was given unless it delivers packets by itself.
 fn external(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
     let spec = service.spec.as_ref();
@@ -109,11 +112,18 @@ fn external(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|ingress| Some((FrontendKind::LoadBalancer, ingress.ip.as_deref()?.parse().ok()?)));
     let mut all: Vec<(FrontendKind, IpAddr)> = written.chain(given).collect();
-    all.sort_unstable();
-    // What is both answers once.
+    // What is both answers once, as the load balancer's: its source ranges count.
+    all.sort_unstable_by_key(|(kind, address)| (*address, std::cmp::Reverse(*kind)));
     all.dedup_by_key(|(_, address)| *address);
+    all.truncate(EXTERNAL_MAX);
     all
 }
+
+/// Addresses that no client has (RFC 5737, RFC 3849).
+const NOBODY: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 0)),
+    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0)),
+];
 
 /// Most source ranges of a Service (the schema's bound).
 const SOURCE_RANGES_MAX: usize = 256;
@@ -130,11 +140,17 @@ fn source_ranges(service: &Service) -> Vec<IpNet> {
         annotations.and_then(|all| all.get(ANNOTATION_SOURCE_RANGES)).filter(|_| field.is_empty());
     let written =
         field.iter().map(String::as_str).chain(annotation.into_iter().flat_map(|text| text.split(',')));
+    let mut written = written.peekable();
+    let restricted = written.peek().is_some();
     let mut ranges: Vec<IpNet> =
         written.filter_map(|text| text.trim().parse().ok()).map(|range: IpNet| range.trunc()).collect();
     ranges.sort_unstable();
     ranges.dedup();
     ranges.truncate(SOURCE_RANGES_MAX);
+    if restricted && ranges.is_empty() {
+        // What cannot be read lets nobody in, not everybody.
+        ranges.extend(NOBODY.map(IpNet::from));
+    }
     ranges
 }
 

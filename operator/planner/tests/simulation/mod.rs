@@ -429,6 +429,13 @@ impl Cluster {
         self.put(state);
     }
 
+    /// Another hand gives the first interface of a node an address.
+    pub fn add_interface_address(&mut self, node: &str, address: &str) {
+        let mut state = self.state(node).cloned().unwrap();
+        state.status.as_mut().unwrap().interfaces[0].addresses.push(address.to_owned());
+        self.put(state);
+    }
+
     pub fn set_node(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
         let reference = ObjectRef::cluster(Kind::Node, name);
         let Some(Object::Node(mut node)) = self.objects.get(&reference).cloned() else {
