@@ -10,7 +10,7 @@
 use nix::sys::signal::Signal;
 use nodenet_e2e::lab::LabSpec;
 use nodenet_e2e::lab::protocol::Exec;
-use nodenet_e2e::lab::scene::{Scene, Unmet, so};
+use nodenet_e2e::lab::scene::{PATIENCE, Scene, Unmet, so};
 use nodenet_e2e::lab::site::Site;
 use nodenet_e2e::lab::steps::Steps;
 use nodenet_e2e::lab::traffic::longest_outage;
@@ -70,6 +70,7 @@ fn link_lost(scene: &Scene) {
     held_by(scene, PREFERRED);
     let target = "192.168.0.15:39090".parse().unwrap();
     let prober = scene.place("client").probe(Transport::Tcp, target, 20).unwrap();
+    prober.wait_for_answers(1, PATIENCE).unwrap();
     scene.lab().topology().set_link(PREFERRED, false).unwrap();
     scene
         .until("another holder", || {
@@ -78,6 +79,7 @@ fn link_lost(scene: &Scene) {
             scene.answered("client", "192.168.0.15:39090", &[("prometheus", 1)]).map(drop)
         })
         .unwrap();
+    prober.wait_for_answers(prober.answered().unwrap() + 1, PATIENCE).unwrap();
     println!("    moved: {}", reason(scene));
     println!(
         "    {:.1} s without an answer at the cut",
@@ -175,11 +177,13 @@ fn no_preemption(scene: &mut Scene) {
 fn cordoned(scene: &Scene) {
     let target = "192.168.0.15:39090".parse().unwrap();
     let prober = scene.place("client").probe(Transport::Tcp, target, 20).unwrap();
+    prober.wait_for_answers(1, PATIENCE).unwrap();
     scene.lab().cluster().kubectl(&["cordon", NEXT]).unwrap();
     held_by(scene, PREFERRED);
     let reason = reason(scene);
     assert!(reason.contains(NEXT) && reason.contains("cordoned"), "{reason}");
     scene.lab().cluster().kubectl(&["uncordon", NEXT]).unwrap();
+    prober.wait_for_answers(prober.answered().unwrap() + 1, PATIENCE).unwrap();
     let outage = longest_outage(&prober.stop().unwrap());
     println!("    {:.2} s without an answer at the hand-over", outage.as_secs_f64());
 }

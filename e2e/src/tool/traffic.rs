@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// How many attempts a prober leaves without an answer at a time.
-const UNANSWERED: usize = 64;
+const UNANSWERED: usize = 128;
 
 /// What carries the question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
