@@ -215,6 +215,13 @@ impl Publisher {
                         self.slices.replace(name, &manager, &slice).await?
                     }
                 };
+                if slice.spec != *spec {
+                    tracing::warn!(
+                        "the API server did not keep all of NodeNetSlice {name}: its CustomResourceDefinition is older \
+                         than this operator, and Services do not get what the newer one adds (source ranges, traffic \
+                         policies); apply the chart's crds/ (docs/install.md, Upgrade)"
+                    );
+                }
                 Ok(Some(slice.into()))
             }
             Output::DeleteSlice { name, expect } => {

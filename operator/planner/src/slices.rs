@@ -74,6 +74,11 @@ struct Slice {
     bytes: usize,
     seen: Option<Seen>,
     in_flight: Option<InFlight>,
+    /// What this process wrote last.
+    put: Vec<Arc<ServicePlan>>,
+    /// That is not what the API server keeps of it: its definition of the kind is older. To write the same again would
+    /// never end.
+    cut: bool,
     /// It exists, but what it holds could not be read: it keeps its name and is left alone.
     unreadable: bool,
 }

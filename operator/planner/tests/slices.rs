@@ -497,3 +497,57 @@ proptest! {
         run(steps, failures);
     }
 }
+
+#[test]
+fn what_an_older_definition_cuts_off_is_not_written_again_and_again() {
+    let mut c = Cluster::new(Settings::default());
+    c.add_node("n1", "192.168.0.11");
+    let mut web = service("default", "web", "10.96.0.1", None);
+    web.spec.as_mut().unwrap().session_affinity = Some("ClientIP".to_owned());
+    c.put(endpoints("default", "web", "web-a", &["10.244.1.5".to_owned()]));
+    let now = at(c.now);
+    let mut index = Index::new(Settings::default());
+    let mut keys = BTreeSet::new();
+    for kind in Kind::ALL {
+        keys.extend(index.apply(Change::Listing(kind), &now));
+        for object in c.objects.values().filter(|o| o.kind() == kind && kind != Kind::NodeNetSlice) {
+            keys.extend(index.apply(Change::Upsert(object.clone()), &now));
+        }
+        if kind == Kind::Service {
+            keys.extend(index.apply(Change::Upsert(web.clone().into()), &now));
+        }
+        keys.extend(index.apply(Change::Synced(kind), &now));
+    }
+    keys.extend(index.lead(&now));
+    let puts = |outputs: Vec<Output>| -> Vec<NodeNetSlice> {
+        let put = |output| match output {
+            Output::PutSlice { name, spec, .. } => Some(NodeNetSlice::new(&name, spec)),
+            _ => None,
+        };
+        outputs.into_iter().filter_map(put).collect()
+    };
+    let stored = |slice: &NodeNetSlice, version: &str| {
+        let mut slice = slice.clone();
+        for port in slice.spec.services.iter_mut().flat_map(|plan| &mut plan.ports) {
+            port.persistence_seconds = None;
+        }
+        slice.metadata.uid = Some("u".to_owned());
+        slice.metadata.resource_version = Some(version.to_owned());
+        slice.metadata.generation = version.parse().ok();
+        slice.metadata.finalizers = Some(vec![nodenet_crds::SLICE_FINALIZER.to_owned()]);
+        slice
+    };
+    let first = puts(index.plan(&keys, &now));
+    assert_eq!(first.len(), 1);
+    for version in ["1", "1"] {
+        let keys = index.apply(Change::Wrote(stored(&first[0], version).into()), &now);
+        assert_eq!(puts(index.plan(&keys, &now)), [], "the same would be cut again");
+    }
+    // What changes is written, once.
+    let more = endpoints("default", "web", "web-a", &["10.244.1.5".to_owned(), "10.244.1.6".to_owned()]);
+    let keys = index.apply(Change::Upsert(more.into()), &now);
+    let second = puts(index.plan(&keys, &now));
+    assert_eq!(second.len(), 1);
+    let keys = index.apply(Change::Wrote(stored(&second[0], "2").into()), &now);
+    assert_eq!(puts(index.plan(&keys, &now)), []);
+}

@@ -15,8 +15,10 @@ impl Slices {
         let Some(name) = meta.name else { return false };
         let slice = self.slices.entry(name.clone()).or_default();
         let terminating = meta.deletion_timestamp.is_some();
+        let mut answered = false;
         match slice.in_flight {
             Some(InFlight::Put(revision)) if answer || object.spec.revision == revision => {
+                answered = object.spec.revision == revision;
                 slice.in_flight = None;
                 self.dirty.insert(name.clone());
             }
@@ -38,6 +40,9 @@ impl Slices {
             _ => Arc::new(plan),
         };
         let entries: Vec<_> = object.spec.services.into_iter().map(share).collect();
+        if answered {
+            slice.cut = entries != slice.put;
+        }
         for revision in entries.iter().map(|e| e.revision).chain([object.spec.revision]) {
             if revision <= REVISION_MAX {
                 self.revision = self.revision.max(revision);

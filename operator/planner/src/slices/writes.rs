@@ -59,9 +59,12 @@ impl Slices {
                                 .zip(slice.want.values())
                                 .all(|(a, b)| Arc::ptr_eq(a, &b.plan) || **a == *b.plan)
                     });
-                    if right {
+                    let want = || slice.want.values().map(|e| &e.plan);
+                    let in_vain = slice.cut && want().eq(&slice.put);
+                    if right || in_vain {
                         continue;
                     }
+                    slice.put = want().cloned().collect();
                     self.revision += 1;
                     let spec = NodeNetSliceSpec {
                         revision: self.revision,
