@@ -7,8 +7,8 @@ mod simulation;
 use std::collections::BTreeSet;
 
 use nodenet_crds::{FrontendKind, ServiceBinding, conditions};
-use nodenet_planner::{Change, Index, Key, Kind, Object, ObjectRef, Output, Settings};
-use simulation::{Cluster, at, endpoints, node, read, s, service, virtual_ip};
+use nodenet_planner::{Change, Kind, Object, ObjectRef, Output, Settings};
+use simulation::{Cluster, at, endpoints, node, read, s, service, virtual_ip, without};
 
 const ADDRESS: &str = "192.168.0.15/24";
 
@@ -34,25 +34,6 @@ fn published() -> Cluster {
     assert_eq!(c.condition("web", "Ready").0, "True");
     c.take_writes();
     c
-}
-
-/// A new operator that has read every kind but `missing`; of that one it has only begun the list.
-fn without(c: &Cluster, missing: Kind) -> (Index, BTreeSet<Key>) {
-    let now = at(c.now);
-    let mut index = Index::new(c.index.settings().clone());
-    let mut keys = BTreeSet::new();
-    for kind in Kind::ALL {
-        keys.extend(index.apply(Change::Listing(kind), &now));
-        if kind == missing {
-            continue;
-        }
-        for object in c.objects.values().filter(|o| o.kind() == kind) {
-            keys.extend(index.apply(Change::Upsert(object.clone()), &now));
-        }
-        keys.extend(index.apply(Change::Synced(kind), &now));
-    }
-    keys.extend(index.lead(&now));
-    (index, keys)
 }
 
 fn about_slices(output: &Output) -> bool {

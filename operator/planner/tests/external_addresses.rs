@@ -10,8 +10,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_crds::{FrontendKind, ServiceBinding};
-use nodenet_planner::{Change, Index, Kind, ObjectRef, Output, Settings};
-use simulation::{Cluster, at, endpoints, s, service, virtual_ip};
+use nodenet_planner::{Change, Kind, ObjectRef, Output, Settings};
+use simulation::{Cluster, at, endpoints, s, service, virtual_ip, without};
 
 /// One node, an API server at 192.168.0.2, externalIPs granted in 203.0.113.0/24 and, by mistake, all of the nodes' network.
 fn cluster() -> Cluster {
@@ -183,19 +183,7 @@ fn while_it_is_not_known_whose_an_address_is_everything_stays() {
     // A new leader that has read all but one kind.
     for missing in [Kind::NodeNetState, Kind::VirtualIP] {
         let now = at(c.now);
-        let mut index = Index::new(c.index.settings().clone());
-        let mut keys = BTreeSet::new();
-        for kind in Kind::ALL {
-            keys.extend(index.apply(Change::Listing(kind), &now));
-            if kind == missing {
-                continue;
-            }
-            for object in c.objects.values().filter(|o| o.kind() == kind) {
-                keys.extend(index.apply(Change::Upsert(object.clone()), &now));
-            }
-            keys.extend(index.apply(Change::Synced(kind), &now));
-        }
-        keys.extend(index.lead(&now));
+        let (mut index, keys) = without(&c, missing);
         let writes = |outputs: Vec<Output>| -> Vec<Output> {
             outputs.into_iter().filter(|o| matches!(o, Output::PutSlice { .. })).collect()
         };

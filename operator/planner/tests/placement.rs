@@ -580,6 +580,9 @@ proptest! {
                         c.put(vip);
                     }
                 }
+                // Who had the address stands in the VirtualIP's status and in the NodeNetState. Where both are deleted while
+                // no operator looks, and the agent does not do as it is told, nobody can know (decision 0006).
+                Trouble::Recreate if !c.operator => {}
                 Trouble::Recreate => {
                     c.delete_named(Kind::VirtualIP, "web");
                     c.put(virtual_ip("web", &[ADDRESS]));

@@ -463,3 +463,22 @@ impl Cluster {
         agent.spec = None;
     }
 }
+
+/// A new operator that has read every kind but `missing`; of that one it has only begun the list.
+pub fn without(c: &Cluster, missing: Kind) -> (Index, BTreeSet<Key>) {
+    let now = at(c.now);
+    let mut index = Index::new(c.index.settings().clone());
+    let mut keys = BTreeSet::new();
+    for kind in Kind::ALL {
+        keys.extend(index.apply(Change::Listing(kind), &now));
+        if kind == missing {
+            continue;
+        }
+        for object in c.objects.values().filter(|o| o.kind() == kind) {
+            keys.extend(index.apply(Change::Upsert(object.clone()), &now));
+        }
+        keys.extend(index.apply(Change::Synced(kind), &now));
+    }
+    keys.extend(index.lead(&now));
+    (index, keys)
+}
