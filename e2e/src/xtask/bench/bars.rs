@@ -59,6 +59,12 @@ pub(super) fn judge(report: &Report) -> Vec<Verdict> {
         &|messages| messages <= 1.0,
     );
     judge(
+        "a route removed by another hand is back: under 1 s, always",
+        nodenet.route_repair_millis.greatest(),
+        "ms",
+        &|millis| millis < 1000.0,
+    );
+    judge(
         "agent under 20 MB resident after the first sync",
         nodenet.resident_mebibytes.greatest().map(|mebibytes| mebibytes * 1.048_576),
         "MB",

@@ -80,6 +80,8 @@ pub(super) struct Figures {
     pub(super) endpoint_added_millis: Samples,
     /// The same when it goes.
     pub(super) endpoint_removed_millis: Samples,
+    /// From the removal of the services' route by another hand until it is back.
+    pub(super) route_repair_millis: Samples,
     /// Netlink messages to the kernel of one change.
     pub(super) change_messages: Samples,
     /// Those of them that do more than ask.

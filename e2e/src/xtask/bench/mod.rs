@@ -14,6 +14,7 @@ mod load;
 mod machine;
 mod metrics;
 mod peers;
+mod repair;
 mod rounds;
 mod table;
 

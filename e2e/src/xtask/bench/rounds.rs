@@ -2,7 +2,7 @@
 
 use super::figures::Figures;
 use super::peers::Peer;
-use super::{Bench, change, cost, first_sync, metrics};
+use super::{Bench, change, cost, first_sync, metrics, repair};
 use crate::lab::guest::Started;
 use crate::lab::progress::step;
 use crate::lab::traffic::Place;
@@ -13,6 +13,8 @@ use std::time::Duration;
 const REST: Duration = Duration::from_secs(600);
 /// Changes in the counted round: they differ little from each other.
 const COUNTED_CHANGES: usize = 6;
+/// How often another hand removes the route of the services.
+const REPAIRS: usize = 8;
 
 /// A first sync with nothing but the watcher beside the program; with changes of one endpoint after it when
 /// `changes` is not 0.
@@ -61,6 +63,15 @@ pub(super) fn timed(
         }
         anyhow::Ok(())
     })?;
+    if peer.writes() {
+        step(&format!("{}: {REPAIRS} repairs of a route", peer.name()), || {
+            for _ in 0..REPAIRS {
+                cost::rest(&place, started.id(), REST)?;
+                figures.route_repair_millis.push(repair::route(bench, peer)?);
+            }
+            anyhow::Ok(())
+        })?;
+    }
     figures.peak_resident_mebibytes.push(cost::memory(&place, started.id())?.1);
     change::restore(bench, peer, changes)?;
     end(&place, started)

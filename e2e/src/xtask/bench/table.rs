@@ -59,6 +59,7 @@ const ROWS: &[Row] = &[
     ("one endpoint, API answer to kernel, ms", 1, Figures::change_millis),
     ("when it comes, ms", 1, |f| f.endpoint_added_millis.clone()),
     ("when it goes, ms", 1, |f| f.endpoint_removed_millis.clone()),
+    ("a route removed by another hand is back, ms", 0, |f| f.route_repair_millis.clone()),
     ("netlink messages a change", 0, |f| f.change_messages.clone()),
     ("of these more than a question", 0, |f| f.change_changing_messages.clone()),
     ("programs started a change", 0, |f| f.change_programs.clone()),
