@@ -86,7 +86,7 @@ impl<K: Copy + Ord> Claims<K> {
     }
 
     /// Takes back all claims of a name; returns the names of the others whose standing may change by it.
-    pub(crate) fn set_by_name(&mut self, name: &str) -> BTreeSet<String> {
+    pub(crate) fn remove(&mut self, name: &str) -> BTreeSet<String> {
         match self.of.get(name).map(|(claim, _)| claim.clone()) {
             Some(claim) => self.set(claim, BTreeSet::new()),
             None => BTreeSet::new(),

@@ -84,7 +84,7 @@ impl External {
         let name = service.to_string();
         match self.services.remove(&name) {
             Some(_) => {
-                let others = self.claims.set_by_name(&name);
+                let others = self.claims.remove(&name);
                 self.named(others)
             }
             None => BTreeSet::new(),
