@@ -4,6 +4,8 @@
 //! is written to its new slice (with a higher revision) before it leaves the old one, so a reader takes the highest
 //! complete revision of each `uid` and never sees a Service without a plan.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -146,6 +148,11 @@ pub enum Protocol {
     /// Stream Control Transmission Protocol.
     SCTP,
 }
+
+/// Addresses that no client has (RFC 5737, RFC 3849). Source ranges that cannot be read come down to these: they let
+/// nobody in, not everybody.
+pub const NOBODY: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0))];
 
 /// Which endpoints answer.
 #[derive(

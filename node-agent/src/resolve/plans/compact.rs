@@ -1,9 +1,9 @@
 //! Plans as they are kept: small, and without what makes no sense.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nodenet_crds::{FrontendKind, PortPlan, SchedulerFlag, ServicePlan, TrafficPolicy};
+use nodenet_crds::{FrontendKind, NOBODY, PortPlan, SchedulerFlag, ServicePlan, TrafficPolicy};
 use nodenet_wire::ipvs::ServiceFlags;
 
 use super::{Endpoint, Frontend, Part, Port};
@@ -131,10 +131,7 @@ fn compact_port(
         }
     }
     if source_ranges.is_empty() && !port.source_ranges.is_empty() {
-        // What cannot be read lets nobody in, not everybody: no client has an address of the documentation's.
-        let nobody: [IpAddr; 2] =
-            [Ipv4Addr::new(192, 0, 2, 0).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0).into()];
-        source_ranges.extend(nobody.map(IpNet::from));
+        source_ranges.extend(NOBODY.map(IpNet::from));
     }
     let source_ranges = source_ranges.into();
     let flag = |flag: &SchedulerFlag| match flag {

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_crds::{
-    ANNOTATION_SOURCE_RANGES, FrontendKind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Protocol, TrafficPolicy,
+    ANNOTATION_SOURCE_RANGES, FrontendKind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, NOBODY, Protocol,
+    TrafficPolicy,
 };
 
 pub(crate) use self::endpoints::EndpointsInfo;
@@ -118,12 +119,6 @@ fn external(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
     all.truncate(EXTERNAL_MAX);
     all
 }
-
-/// Addresses that no client has (RFC 5737, RFC 3849).
-const NOBODY: [IpAddr; 2] = [
-    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 0)),
-    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0)),
-];
 
 /// Most source ranges of a Service (the schema's bound).
 const SOURCE_RANGES_MAX: usize = 256;
