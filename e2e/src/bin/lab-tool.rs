@@ -32,7 +32,7 @@ enum Call {
         #[arg(long)]
         folder: PathBuf,
     },
-    /// Answers on TCP and UDP ports.
+    /// Answers on TCP, UDP and SCTP ports.
     Serve {
         #[arg(long)]
         answer: String,
@@ -52,6 +52,14 @@ enum Call {
         #[arg(long, default_value = "tcp")]
         transport: Transport,
         #[arg(long, default_value_t = 50)]
+        per_second: u32,
+        target: SocketAddr,
+    },
+    /// Asks a list of questions from the standard input, all at once.
+    Survey,
+    /// Asks over UDP from one socket until it is killed.
+    KeepAsking {
+        #[arg(long, default_value_t = 10)]
         per_second: u32,
         target: SocketAddr,
     },
@@ -109,6 +117,11 @@ fn main() -> ExitCode {
         }
         Call::Probe { transport, per_second, target } => {
             traffic::probe(transport, target, per_second);
+            Ok(0)
+        }
+        Call::Survey => traffic::survey().map(|()| 0),
+        Call::KeepAsking { per_second, target } => {
+            traffic::keep_asking(target, per_second);
             Ok(0)
         }
         Call::AwaitRange { first, count, destinations, timeout_seconds } => {

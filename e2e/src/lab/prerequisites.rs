@@ -99,11 +99,16 @@ pub fn control_plane() -> Result<ControlPlane, LabError> {
     })
 }
 
-/// kube-proxy of the release that the lab builds: the peer to measure against.
+/// kube-proxy: that of the folder `KUBEBUILDER_ASSETS` where it holds one (envtest's does not), otherwise that of
+/// the release that the lab builds.
 ///
 /// # Errors
 /// [`LabError::Missing`] says what to do.
 pub fn kube_proxy() -> Result<PathBuf, LabError> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    if let Some(found) = assets.map(|assets| assets.join("kube-proxy")).filter(|path| path.exists()) {
+        return Ok(found);
+    }
     Ok(control_plane_build::ensure(&Cache::open()?)?.kube_proxy)
 }
 

@@ -2,6 +2,7 @@
 
 use super::error::LabError;
 use super::guest::Started;
+use super::kube_proxy::KubeProxy;
 use super::nodenet::{NAMESPACE, Nodenet, agent_log, workspace};
 use super::process::{Process, wait_for};
 use super::protocol::Exec;
@@ -43,6 +44,7 @@ pub struct Scene {
     // Before the lab: they run in it.
     operators: BTreeMap<u16, Process>,
     agents: BTreeMap<String, Started>,
+    kube_proxies: BTreeMap<String, Started>,
     nodenet: Nodenet,
     agent_flags: Vec<String>,
     lab: Lab,
@@ -69,7 +71,14 @@ impl Scene {
         let Some(lab) = Lab::start_or_skip(spec)? else { return Ok(None) };
         lab.install_chart(&nodenet, values)?;
         let agent_flags = agent_flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Some(Self { operators: BTreeMap::new(), agents: BTreeMap::new(), nodenet, agent_flags, lab }))
+        Ok(Some(Self {
+            operators: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            kube_proxies: BTreeMap::new(),
+            nodenet,
+            agent_flags,
+            lab,
+        }))
     }
 
     /// Starts two operators and all agents.
@@ -253,15 +262,26 @@ impl Scene {
     /// # Errors
     /// When it does not go.
     pub fn end_agent(&mut self, node: &str, signal: Signal) -> Result<(), LabError> {
-        let Some(agent) = self.agents.remove(node) else { return Ok(()) };
-        agent.signal(signal)?;
-        match agent.wait(PATIENCE)? {
-            Some(_) => Ok(()),
-            None => Err(LabError::Guest {
-                operation: format!("end the agent of {node} by {signal}"),
-                reason: "it runs on".into(),
-            }),
-        }
+        self.agents.remove(node).map_or(Ok(()), |agent| end(&agent, &format!("the agent of {node}"), signal))
+    }
+
+    /// Starts kube-proxy on a node.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_kube_proxy(&mut self, kube_proxy: &KubeProxy, node: &str) -> Result<(), LabError> {
+        let started = self.lab.start_kube_proxy(kube_proxy, node)?;
+        self.kube_proxies.insert(node.to_owned(), started);
+        Ok(())
+    }
+
+    /// Ends kube-proxy on a node with a signal and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub fn end_kube_proxy(&mut self, node: &str, signal: Signal) -> Result<(), LabError> {
+        let ended = self.kube_proxies.remove(node);
+        ended.map_or(Ok(()), |program| end(&program, &format!("kube-proxy of {node}"), signal))
     }
 
     /// Asks again and again until it is so, and returns what came of it.
@@ -284,5 +304,15 @@ impl Scene {
             }
             other => other,
         })
+    }
+}
+
+fn end(program: &Started, what: &str, signal: Signal) -> Result<(), LabError> {
+    program.signal(signal)?;
+    match program.wait(PATIENCE)? {
+        Some(_) => Ok(()),
+        None => {
+            Err(LabError::Guest { operation: format!("end {what} by {signal}"), reason: "it runs on".into() })
+        }
     }
 }

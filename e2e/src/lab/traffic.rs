@@ -5,7 +5,7 @@ use super::guest::{Channel, Outcome, Started};
 use super::process::{lab_tool, wait_for};
 use super::protocol::Exec;
 use crate::tool::init::SHARED;
-use crate::tool::traffic::{Attempt, Progress, Transport};
+use crate::tool::traffic::{Attempt, Progress, Question, Transport};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -100,6 +100,25 @@ impl Place {
         let (target, count) = (target.to_string(), count.to_string());
         let text = self.run(&[&tool, "ask", "--transport", transport.name(), "--count", &count, &target])?;
         lines(&text)
+    }
+
+    /// Asks all these questions at once, and returns the attempts of each.
+    ///
+    /// # Errors
+    /// When the guest fails; attempts that fail are in the result.
+    pub fn survey(&self, questions: &[Question]) -> Result<Vec<Vec<Attempt>>, LabError> {
+        let json = |source| LabError::Json { object: "a survey".into(), source };
+        let stdin = serde_json::to_string(questions).map_err(json)?;
+        let text = self.run_with(&[&lab_tool()?.display().to_string(), "survey"], &stdin)?;
+        serde_json::from_str(&text).map_err(json)
+    }
+
+    /// Asks over UDP from one socket again and again in the background until [`Probe::stop`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn keep_asking(&self, target: SocketAddr, per_second: u32) -> Result<Probe, LabError> {
+        self.background(&["keep-asking", "--per-second", &per_second.to_string(), &target.to_string()])
     }
 
     /// Asks again and again in the background until [`Probe::stop`].

@@ -1,11 +1,13 @@
 //! Programs that answer and ask, so that a test knows which pod answered and what address it saw.
 //!
-//! The answer to a TCP connection or a datagram is one line: the name of who answers and the asker's
+//! The answer to a connection or a datagram is one line: the name of who answers and the asker's
 //! address as it was seen. A TCP client that then sends `stream` gets bytes until it goes.
 
 use super::{During, ToolError};
 use clap::ValueEnum;
+use nix::libc::IPPROTO_SCTP;
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -18,12 +20,17 @@ const ANSWER: Duration = Duration::from_secs(6);
 const UNANSWERED: usize = 128;
 
 /// What carries the question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// A TCP connection.
     Tcp,
     /// A UDP datagram.
     Udp,
+    /// An SCTP association.
+    Sctp,
+    /// A GET of `/healthz` over TCP: the answer is the status code.
+    Http,
 }
 
 impl Transport {
@@ -32,8 +39,23 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Http => "http",
         }
     }
+}
+
+/// A target and how it is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// What carries it.
+    pub transport: Transport,
+    /// Who is asked.
+    pub target: SocketAddr,
+    /// How often, one after the other.
+    pub count: u32,
+    /// How long each attempt waits.
+    pub patience_millis: u64,
 }
 
 /// One question and what came of it.
@@ -86,6 +108,19 @@ pub fn serve(answer: &str, ports: &[u16]) -> Result<(), ToolError> {
                     let _ = datagrams.send_to(line(&name, from).as_bytes(), from);
                 }
             }));
+            // Where the kernel has it.
+            if let Ok(associations) = listen_sctp(address) {
+                let name = answer.to_owned();
+                threads.push(std::thread::spawn(move || {
+                    while let Ok((client, from)) = associations.accept() {
+                        let from = from.as_socket().unwrap_or(address);
+                        std::thread::spawn({
+                            let name = name.clone();
+                            move || answer_association(&name, from, client)
+                        });
+                    }
+                }));
+            }
         }
     }
     for thread in threads {
@@ -96,7 +131,6 @@ pub fn serve(answer: &str, ports: &[u16]) -> Result<(), ToolError> {
 
 /// Both transports' sockets of one family each, so that IPv4 addresses show as such.
 fn bind(address: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
-    use socket2::{Domain, Protocol, Socket, Type};
     let stream = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     let datagram = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     for socket in [&stream, &datagram] {
@@ -108,6 +142,27 @@ fn bind(address: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
     }
     stream.listen(1024)?;
     Ok((stream.into(), datagram.into()))
+}
+
+fn listen_sctp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = sctp(address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(16)?;
+    Ok(socket)
+}
+
+fn sctp(of: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(of), Type::STREAM, Some(Protocol::from(IPPROTO_SCTP)))
+}
+
+fn answer_association(name: &str, from: SocketAddr, mut client: Socket) -> io::Result<()> {
+    client.write_all(line(name, from).as_bytes())?;
+    // The other side has read it when it closes.
+    client.set_read_timeout(Some(ANSWER))?;
+    client.read(&mut [0; 16]).map(drop)
 }
 
 fn line(name: &str, from: SocketAddr) -> String {
@@ -133,7 +188,53 @@ fn answer_connection(name: &str, mut client: TcpStream) -> io::Result<()> {
 /// Asks so many times and prints an [`Attempt`] each.
 pub fn ask(transport: Transport, target: SocketAddr, count: u32) {
     for _ in 0..count {
-        print(&attempt(transport, target));
+        print(&attempt(transport, target, ANSWER));
+    }
+}
+
+/// Reads a list of [`Question`]s from the standard input, asks all at once and prints the list of the
+/// [`Attempt`]s for each.
+///
+/// # Errors
+/// When the input is no such list.
+pub fn survey() -> Result<(), ToolError> {
+    let text = io::read_to_string(io::stdin()).during("read", "the questions")?;
+    let questions: Vec<Question> = serde_json::from_str(&text).during("parse", "the questions")?;
+    let asked: Vec<_> = questions
+        .into_iter()
+        .map(|question| {
+            std::thread::spawn(move || -> Vec<Attempt> {
+                let patience = Duration::from_millis(question.patience_millis);
+                (0..question.count).map(|_| attempt(question.transport, question.target, patience)).collect()
+            })
+        })
+        .collect();
+    let answers: Vec<Vec<Attempt>> =
+        asked.into_iter().map(|thread| thread.join().unwrap_or_default()).collect();
+    print(&answers);
+    Ok(())
+}
+
+/// Asks over UDP from one socket again and again, as a client that keeps it, until it is killed.
+pub fn keep_asking(target: SocketAddr, per_second: u32) {
+    let period = Duration::from_secs(1) / per_second.max(1);
+    let mut kept = None;
+    loop {
+        let begin = Instant::now();
+        let socket = match kept.take() {
+            Some(socket) => Ok(socket),
+            None => datagrams_to(target),
+        };
+        let (begin_micros, result) = (now(), socket.map(|socket| (ask_from(&socket, period), socket)));
+        let result = match result {
+            Ok((result, socket)) => {
+                kept = Some(socket);
+                result
+            }
+            Err(error) => Err(error),
+        };
+        print(&told(begin_micros, begin, result));
+        std::thread::sleep(period.saturating_sub(begin.elapsed()));
     }
 }
 
@@ -148,7 +249,7 @@ pub fn probe(transport: Transport, target: SocketAddr, per_second: u32) {
         std::thread::spawn(move || {
             let next = || begun.lock().unwrap_or_else(PoisonError::into_inner).recv();
             while next().is_ok() {
-                print(&attempt(transport, target));
+                print(&attempt(transport, target, ANSWER));
             }
         });
     }
@@ -186,12 +287,18 @@ fn receive(target: SocketAddr, bytes: &mut u64) -> io::Result<()> {
     }
 }
 
-fn attempt(transport: Transport, target: SocketAddr) -> Attempt {
+fn attempt(transport: Transport, target: SocketAddr, patience: Duration) -> Attempt {
     let (begin_micros, begin) = (now(), Instant::now());
     let result = match transport {
-        Transport::Tcp => ask_tcp(target),
-        Transport::Udp => ask_udp(target),
+        Transport::Tcp => ask_tcp(target, patience),
+        Transport::Udp => datagrams_to(target).and_then(|socket| ask_from(&socket, patience)),
+        Transport::Sctp => ask_sctp(target, patience),
+        Transport::Http => ask_http(target, patience),
     };
+    told(begin_micros, begin, result)
+}
+
+fn told(begin_micros: u64, begin: Instant, result: io::Result<String>) -> Attempt {
     let took_micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (answer, source, error) = match result {
         Ok(text) => match text.trim().split_once(' ') {
@@ -203,20 +310,44 @@ fn attempt(transport: Transport, target: SocketAddr) -> Attempt {
     Attempt { begin_micros, took_micros, answer, source, error }
 }
 
-fn ask_tcp(target: SocketAddr) -> io::Result<String> {
-    let server = TcpStream::connect_timeout(&target, ANSWER)?;
-    server.set_read_timeout(Some(ANSWER))?;
+fn ask_tcp(target: SocketAddr, patience: Duration) -> io::Result<String> {
+    let server = TcpStream::connect_timeout(&target, patience)?;
+    server.set_read_timeout(Some(patience))?;
     let mut text = String::new();
     BufReader::new(server).read_line(&mut text)?;
     Ok(text)
 }
 
-fn ask_udp(target: SocketAddr) -> io::Result<String> {
+fn ask_sctp(target: SocketAddr, patience: Duration) -> io::Result<String> {
+    let mut server = sctp(target)?;
+    server.set_read_timeout(Some(patience))?;
+    server.connect_timeout(&target.into(), patience)?;
+    let mut answer = [0; 256];
+    let length = server.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+fn ask_http(target: SocketAddr, patience: Duration) -> io::Result<String> {
+    let mut server = TcpStream::connect_timeout(&target, patience)?;
+    server.set_read_timeout(Some(patience))?;
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n");
+    server.write_all(request.as_bytes())?;
+    let mut status = String::new();
+    BufReader::new(server).read_line(&mut status)?;
+    // "HTTP/1.1 200 OK": the code, and nothing of who asked.
+    Ok(format!("{} -", status.split(' ').nth(1).unwrap_or("nothing")))
+}
+
+fn datagrams_to(target: SocketAddr) -> io::Result<UdpSocket> {
     let any =
         if target.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(target)?;
-    socket.set_read_timeout(Some(ANSWER))?;
+    Ok(socket)
+}
+
+fn ask_from(socket: &UdpSocket, patience: Duration) -> io::Result<String> {
+    socket.set_read_timeout(Some(patience))?;
     socket.send(b"?")?;
     let mut answer = [0; 256];
     let length = socket.recv(&mut answer)?;

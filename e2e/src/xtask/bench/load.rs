@@ -107,7 +107,8 @@ impl Load {
     }
 }
 
-/// 10.64.0.0/10, without the topology's ranges.
+/// Where pods live, without the topology's ranges.
+pub(super) const POD_CIDR: &str = "10.64.0.0/10";
 const POD_NETWORK: u32 = 0x0a40_0000;
 const POD_NETWORK_SIZE: usize = 1 << 22;
 /// From [`cluster_ip`]'s first address to the end of the lab's range.

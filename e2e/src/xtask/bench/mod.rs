@@ -20,8 +20,8 @@ mod table;
 
 use super::cargo;
 use crate::lab::api::Api;
+use crate::lab::kube_proxy;
 use crate::lab::nodenet::{Nodenet, workspace};
-use crate::lab::prerequisites;
 use crate::lab::process::Process;
 use crate::lab::progress::step;
 use crate::lab::topology::{NodeSpec, TopologySpec, net};
@@ -81,7 +81,7 @@ struct Plan {
     peer_from: usize,
     changes: usize,
     nodenet: Option<Nodenet>,
-    kube_proxy: Option<PathBuf>,
+    kube_proxy: Option<kube_proxy::KubeProxy>,
 }
 
 /// A running lab with the load in it.
@@ -140,7 +140,10 @@ impl Plan {
         };
         let kube_proxy = match arguments.only {
             Some(Only::Ours) => None,
-            _ => Some(prerequisites::kube_proxy()?),
+            _ => {
+                let pods = format!("--cluster-cidr={}", load::POD_CIDR);
+                Some(kube_proxy::KubeProxy::find()?.with_flags(&[&pods]))
+            }
         };
         Ok(Self { load, rounds, peer_from, changes, nodenet, kube_proxy })
     }

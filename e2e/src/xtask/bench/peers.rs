@@ -1,9 +1,9 @@
 //! The two programs that are measured.
 
+use crate::lab::kube_proxy;
 use crate::lab::nodenet::Nodenet;
 use crate::lab::protocol::Exec;
 use crate::lab::{Lab, error::LabError};
-use std::path::Path;
 
 /// A program that makes a node's IPVS table.
 pub(super) trait Peer {
@@ -59,7 +59,7 @@ impl Peer for Agent<'_> {
 
 /// kube-proxy in ipvs mode.
 pub(super) struct KubeProxy<'a> {
-    pub(super) program: &'a Path,
+    pub(super) program: &'a kube_proxy::KubeProxy,
     pub(super) node: String,
 }
 
@@ -73,37 +73,11 @@ impl Peer for KubeProxy<'_> {
     }
 
     fn prepare(&self, lab: &Lab) -> Result<Exec, LabError> {
-        let place = lab.place(&self.node);
-        let path = lab.cluster().inner_kubeconfig();
-        let kubeconfig = std::fs::read_to_string(&path).map_err(|source| LabError::Io {
-            operation: "read",
-            object: path.display().to_string(),
-            source,
-        })?;
-        place.put("/run/lab/kubeconfig", &kubeconfig)?;
-        // The guest's kernel has no nft families, so what it calls must be the legacy iptables.
-        let tools = "mkdir -p /run/lab/bin; for name in iptables ip6tables; do for verb in '' -save -restore; do \
-                     ln -sf /usr/sbin/xtables-legacy-multi /run/lab/bin/$name$verb; done; done";
-        place.run(&["sh", "-c", tools])?;
-        let argv = [
-            &self.program.display().to_string(),
-            "--kubeconfig=/run/lab/kubeconfig",
-            "--proxy-mode=ipvs",
-            "--cluster-cidr=10.64.0.0/10",
-            // It reads EndpointSlices in v1beta1 only.
-            "--feature-gates=EndpointSliceProxying=false",
-            // Settable in the root network namespace only.
-            "--conntrack-max-per-core=0",
-            "--conntrack-tcp-timeout-established=0",
-            "--conntrack-tcp-timeout-close-wait=0",
-            &format!("--hostname-override={}", self.node),
-        ]
-        .map(str::to_owned);
-        Ok(Exec::new(argv).env("PATH", "/run/lab/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+        lab.prepare_kube_proxy(self.program, &self.node)
     }
 
     fn legacy(&self) -> bool {
-        true
+        self.program.reads_endpoints()
     }
 
     fn writes(&self) -> bool {
