@@ -232,6 +232,12 @@ pub struct NodeNetStateStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub interfaces: Vec<InterfaceOnNode>,
+    /// Gateways of the node: next hops of its default routes that are no link-local addresses, in order. At most 16.
+    /// No Service and no virtual IP may have one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 45)))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub gateways: Vec<String>,
     /// Virtual servers in the kernel.
     #[serde(default)]
     pub virtual_servers: Progress,

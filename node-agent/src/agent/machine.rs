@@ -339,6 +339,7 @@ fn merge(into: &mut NodeState, from: NodeState) {
     into.links.extend(from.links);
     into.addresses.extend(from.addresses);
     into.routes.extend(from.routes);
+    into.gateways = from.gateways.or(into.gateways.take());
     into.sets.extend(from.sets);
     into.rules.extend(from.rules);
     into.virtual_servers.extend(from.virtual_servers);

@@ -86,7 +86,7 @@ pub(super) fn machine(kernel: Box<dyn Kernel>, journal: JournalFile) -> Machine 
 
 /// Tells the resolver what the node has.
 fn see(machine: &mut Machine, resolver: &mut Resolver) -> Vec<Unreadable> {
-    let seen = machine.look(&Scope { addresses: true, ..Scope::default() });
+    let seen = machine.look(&Scope { addresses: true, gateways: true, ..Scope::default() });
     resolver.put_observed(&seen.state);
     seen.unreadable
 }

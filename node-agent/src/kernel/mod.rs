@@ -147,6 +147,8 @@ pub enum KernelEvent {
     Address(crate::state::AddressKey),
     /// A route changed.
     Route,
+    /// A default route came, went or changed.
+    Gateway,
     /// Events were lost: look at everything.
     Overrun,
 }

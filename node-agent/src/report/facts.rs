@@ -73,6 +73,8 @@ pub struct AddressFacts {
     pub virtual_ips: Vec<VirtualIPOnNode>,
     /// Interfaces with the node's own subnets.
     pub interfaces: Vec<InterfaceOnNode>,
+    /// Next hops of the node's default routes, in order.
+    pub gateways: Vec<std::net::IpAddr>,
     /// What could not be done.
     pub failures: Vec<Failure>,
     /// Whether a virtual IP is assigned: the Lease is renewed at the quick pace then.

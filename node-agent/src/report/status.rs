@@ -54,6 +54,7 @@ pub fn compose(
         },
         virtual_ips: addresses.virtual_ips.iter().map(bounded).collect(),
         interfaces: addresses.interfaces.clone(),
+        gateways: addresses.gateways.iter().map(ToString::to_string).collect(),
         virtual_servers: services.servers,
         failures,
         // Conditions of other types are another version's; what is not said any more goes.
@@ -147,6 +148,7 @@ pub fn urgent(old: &NodeNetStateStatus, new: &NodeNetStateStatus) -> bool {
         || (holds && old.virtual_servers != new.virtual_servers)
         || old.virtual_ips != new.virtual_ips
         || old.interfaces != new.interfaces
+        || old.gateways != new.gateways
         || old.agent_version != new.agent_version
         || conditions(old) != conditions(new)
 }

@@ -107,6 +107,8 @@ pub enum AddressFault {
 pub(super) struct Node {
     pub links: BTreeMap<String, Link>,
     pub addresses: BTreeMap<AddressKey, Address>,
+    /// Next hops of its default routes.
+    pub gateways: BTreeSet<IpAddr>,
 }
 
 /// Whether an address means something on this host, or on one link, only.

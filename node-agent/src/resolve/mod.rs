@@ -265,6 +265,7 @@ impl Resolver {
                 .iter()
                 .map(|(key, address)| (key.clone(), plain(address)))
                 .collect(),
+            gateways: observed.gateways.clone().unwrap_or_default(),
         };
         if self.node.as_ref() == Some(&node) {
             return Scope::default();
@@ -358,15 +359,18 @@ impl Resolver {
             .unwrap_or_default();
         let own_addresses = self.node.as_ref().map(Node::own_addresses).unwrap_or_default();
         let zone = self.plans.zone(spec.written.zone.as_deref());
-        let view = View { node_port_addresses, virtual_addresses, own_addresses, zone, ipv6: self.view.ipv6 };
+        let gateways = self.node.as_ref().map(|node| node.gateways.clone()).unwrap_or_default();
+        let ipv6 = self.view.ipv6;
+        let view = View { node_port_addresses, virtual_addresses, own_addresses, gateways, zone, ipv6 };
         let had_ipv6 = self.claims.ipv6();
         let mut again = BTreeSet::new();
         if all || had_ipv6 != view.ipv6 || view.zone != self.view.zone {
             again.extend(self.plans.uids().cloned());
         } else {
-            if (&view.node_port_addresses, &view.own_addresses)
-                != (&self.view.node_port_addresses, &self.view.own_addresses)
-            {
+            let of_node = |view: &View| {
+                (view.node_port_addresses.clone(), view.own_addresses.clone(), view.gateways.clone())
+            };
+            if of_node(&view) != of_node(&self.view) {
                 again.extend(self.on_node_addresses.iter().cloned());
             }
             if view.virtual_addresses != self.view.virtual_addresses {

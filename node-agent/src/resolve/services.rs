@@ -24,6 +24,8 @@ pub(super) struct View {
     pub virtual_addresses: BTreeSet<IpAddr>,
     /// Addresses that the node has by another hand.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// Next hops of its default routes: made local, one of them cuts the node off.
+    pub gateways: BTreeSet<IpAddr>,
     /// The node's own zone; none where it is not known.
     pub zone: Zones,
     /// IPv6 sets and rules exist.
@@ -128,6 +130,9 @@ fn places(port: &Port, view: &View) -> Vec<Place> {
                 addresses.filter(|address| families.contains(&Family::of(*address))).for_each(add);
             }
             (FrontendKind::ClusterIP, Some(address)) => add(address),
+            // Whatever was planned before it was one.
+            (FrontendKind::ExternalIP | FrontendKind::LoadBalancer, Some(address))
+                if view.gateways.contains(&address) => {}
             // What the node itself has is no Service's, whatever was planned before it got it. Of a load balancer it may
             // be what draws the packets here.
             (FrontendKind::ExternalIP, Some(address)) if !view.own_addresses.contains(&address) => {

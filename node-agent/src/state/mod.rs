@@ -43,6 +43,9 @@ pub struct NodeState {
     /// Local routes of service ranges. Observed: only those of [`PROTOCOL`].
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub routes: BTreeSet<LocalRoute>,
+    /// Next hops of the default routes, link-local ones left out. Observed only; `None` where nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateways: Option<BTreeSet<IpAddr>>,
     /// Sets by name. Observed: only those with our prefixes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sets: BTreeMap<String, IpSet>,

@@ -17,6 +17,8 @@ pub struct Scope {
     pub addresses: bool,
     /// Local routes.
     pub routes: bool,
+    /// Next hops of default routes. They are asked for, never wanted: no operation touches them.
+    pub gateways: bool,
     /// Sets with all their entries.
     pub sets: Which<String>,
     /// Single entries of sets that are not read whole: only whether each is there. The observed set then holds those
@@ -93,6 +95,7 @@ impl Scope {
             links: true,
             addresses: true,
             routes: true,
+            gateways: false,
             sets: Which::All,
             set_entries: BTreeMap::new(),
             rules: true,
@@ -112,6 +115,7 @@ impl Scope {
         self.links |= other.links;
         self.addresses |= other.addresses;
         self.routes |= other.routes;
+        self.gateways |= other.gateways;
         self.sets.merge(other.sets);
         for (set, entries) in other.set_entries {
             self.set_entries.entry(set).or_default().extend(entries);
@@ -152,6 +156,7 @@ impl NodeState {
             links: if scope.links || scope.addresses { self.links.clone() } else { BTreeMap::new() },
             addresses: if scope.addresses { self.addresses.clone() } else { BTreeMap::new() },
             routes: if scope.routes { self.routes.clone() } else { BTreeSet::new() },
+            gateways: self.gateways.clone().filter(|_| scope.gateways),
             sets,
             rules: if scope.rules { self.rules.clone() } else { BTreeMap::new() },
             virtual_servers: scope.virtual_servers.restrict(&self.virtual_servers),

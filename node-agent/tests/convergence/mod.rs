@@ -192,6 +192,7 @@ fn wish() -> impl Strategy<Value = NodeState> {
             sets,
             rules: BTreeMap::from([(Family::V4, rules(Family::V4, &config))]),
             virtual_servers,
+            gateways: None,
         }
     });
     prop_oneof![9 => full, 1 => Just(NodeState::default())]

@@ -4,10 +4,10 @@ use std::sync::mpsc;
 
 use nodenet_agent::{
     kernel::{
-        KernelEvent,
+        Kernel, KernelEvent,
         netlink::{Namespace, events, listener::Listener},
     },
-    state::{LocalRoute, Operation},
+    state::{LocalRoute, Operation, Scope},
 };
 
 use crate::support::{PATIENCE, address, commit_all, in_namespace, kernel, key, run};
@@ -71,6 +71,39 @@ fn of_routes_only_local_ones_that_the_kernel_did_not_make_are_told() {
         wait_for(&told, &KernelEvent::Route);
         run("ip", "route delete local 10.96.0.0/12 dev eth0 table local");
         wait_for(&told, &KernelEvent::Route);
+    });
+}
+
+#[test]
+fn gateways_are_those_of_all_default_routes_and_their_changes_are_told() {
+    in_namespace(|| {
+        run("ip", "link add eth0 type veth peer name peer0");
+        run("ip", "link set eth0 up");
+        run("ip", "link set peer0 up");
+        run("ip", "address add 192.168.0.11/24 dev eth0");
+        run("ip", "address add fd00::11/64 dev eth0 nodad");
+        run("ip", "route add 10.98.0.0/16 via 192.168.0.99");
+        let (_listener, told) = listen();
+        let scope = Scope { gateways: true, ..Scope::default() };
+        let gateways = || -> Vec<String> {
+            let seen = kernel().observe(&scope).unwrap().gateways.unwrap();
+            seen.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(gateways(), Vec::<String>::new());
+        run("ip", "route add default via 192.168.0.1");
+        wait_for(&told, &KernelEvent::Gateway);
+        assert_eq!(gateways(), ["192.168.0.1"]);
+        run(
+            "ip",
+            "route add default metric 9 nexthop via 192.168.0.2 dev eth0 nexthop via 192.168.0.3 dev eth0",
+        );
+        run("ip", "route add default via 192.168.0.4 table 77");
+        run("ip", "-6 route add default via fd00::1");
+        run("ip", "-6 route add default via fe80::1 dev eth0 metric 9");
+        assert_eq!(gateways(), ["192.168.0.1", "192.168.0.2", "192.168.0.3", "192.168.0.4", "fd00::1"]);
+        run("ip", "route delete default via 192.168.0.1");
+        wait_for(&told, &KernelEvent::Gateway);
+        assert!(!gateways().contains(&"192.168.0.1".to_owned()));
     });
 }
 

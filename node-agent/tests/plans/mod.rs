@@ -133,7 +133,7 @@ impl Agent {
     pub fn look_at_node(&mut self) -> Scope {
         let mut observed = self
             .kernel
-            .observe(&Scope { addresses: true, ..Scope::default() })
+            .observe(&Scope { addresses: true, gateways: true, ..Scope::default() })
             .expect("the kernel can be read");
         self.journal.mark(&mut observed);
         self.resolver.put_observed(&observed)

@@ -15,7 +15,7 @@ use nodenet_crds::{
 };
 
 use crate::bindings::{self, BindingProblem, Frontends};
-use crate::node::{Fit, NodeInfo, StateInfo, fit};
+use crate::node::{Fit, NodeInfo, StateInfo, fit, has_subnet};
 use crate::service::{Named, ServiceInfo};
 use crate::{Settings, selector};
 
@@ -233,6 +233,18 @@ pub(crate) fn judge(
                 format!("spec.addresses[{i}]: {address} is {what}: use an address that nothing else has"),
             );
         }
+        // What is in force is ours: nodes may well have their default route over it.
+        if !held.contains(&address)
+            && let Some(node) = gateway_of(address, facts).first()
+        {
+            return Verdict::refused(
+                reason::ADDRESS_IN_USE,
+                format!(
+                    "spec.addresses[{i}]: {address} is the gateway of Node {node}, which would lose its way to other \
+                     networks: use an address that nothing else has"
+                ),
+            );
+        }
     }
     let selected: Vec<(&String, &NodeInfo)> = facts
         .nodes
@@ -340,6 +352,17 @@ pub(crate) fn cluster_has(address: IpAddr, facts: &Facts) -> Option<String> {
         return Some("the address of an API server".to_owned());
     }
     None
+}
+
+/// Nodes whose agents say that `address` is their gateway. One word is what any node can say, so it must at least lie in
+/// a subnet that the node has on link.
+pub(crate) fn gateway_of(address: IpAddr, facts: &Facts) -> Vec<&str> {
+    let says = |state: &StateInfo| {
+        let Some(status) = state.reported() else { return false };
+        let named = status.gateways.iter().any(|text| text.parse() == Ok(address));
+        named && status.interfaces.iter().any(|interface| has_subnet(&interface.addresses, address))
+    };
+    facts.states.iter().filter(|(_, state)| says(state)).map(|(name, _)| name.as_str()).collect()
 }
 
 /// What has `address` already, in words.

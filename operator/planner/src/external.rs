@@ -92,13 +92,14 @@ impl External {
     }
 
     /// Judges the addresses of a Service. `virtual_ip` names the VirtualIP that has an address, and says whether it names
-    /// this Service.
+    /// this Service; `served` says whether it answers at an address already.
     pub(crate) fn judge(
         &mut self,
         service: &Named,
         info: &ServiceInfo,
         facts: &Facts,
         virtual_ip: impl Fn(IpAddr) -> Option<(String, bool)>,
+        served: impl Fn(IpAddr) -> bool,
     ) -> Judged {
         if info.external.is_empty() {
             return Judged { others: self.remove(service), ..Judged::default() };
@@ -139,10 +140,28 @@ impl External {
                 FrontendKind::LoadBalancer => accept::cluster_has(*address, facts),
                 _ => accept::in_use(*address, facts, &BTreeSet::new()),
             };
-            match taken {
-                Some(what) => complaints.push(refuse(what)),
-                None => usable.push((*kind, *address)),
+            if let Some(what) = taken {
+                complaints.push(refuse(what));
+                continue;
             }
+            match accept::gateway_of(*address, facts).as_slice() {
+                [] => {}
+                // What works is no gateway of many, and one node alone takes no address away from all others.
+                [node] if served(*address) => complaints.push(Complaint {
+                    reason: "AddressRefused",
+                    note: format!(
+                        "{field}: {address} is the gateway of Node {node}, by its agent's word alone; that node does \
+                         not serve it, the others do"
+                    ),
+                }),
+                [node, ..] => {
+                    complaints.push(refuse(format!(
+                        "the gateway of Node {node}, which would lose its way to other networks"
+                    )));
+                    continue;
+                }
+            }
+            usable.push((*kind, *address));
         }
 
         let name = service.to_string();

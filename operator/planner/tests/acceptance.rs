@@ -30,6 +30,8 @@ fn cluster() -> Cluster {
     c.put(service("default", "plain", "10.96.0.2", None));
     c.put(endpoints("default", "web", "web-a", &["10.244.1.5".to_owned()]));
     c.run(s(5));
+    c.set_gateways("n2", &["192.168.0.1"]);
+    c.run(s(1));
     c
 }
 
@@ -59,6 +61,12 @@ const BAD_EDITS: &[BadEdit] = &[
         |v| v.spec.addresses = vec!["192.168.0.12/24".into()],
         "AddressInUse",
         &["an address of Node n2"],
+    ),
+    (
+        "a gateway",
+        |v| v.spec.addresses = vec!["192.168.0.1/24".into()],
+        "AddressInUse",
+        &["spec.addresses[0]", "the gateway of Node n2", "use an address"],
     ),
     ("service range", |v| v.spec.addresses = vec!["10.96.3.4/24".into()], "AddressInUse", &["10.96.0.0/12"]),
     ("pod network", |v| v.spec.addresses = vec!["10.244.3.4/24".into()], "AddressInUse", &["10.244.0.0/16"]),
@@ -416,4 +424,21 @@ fn a_holder_stays_although_what_it_reported_is_lost() {
     (agent.obeys, agent.reports) = (true, true);
     c.run(s(2));
     assert_eq!(c.condition("web", "Ready").0, "True");
+}
+
+#[test]
+fn nodes_may_have_their_default_route_over_a_virtual_ip_that_is_in_force() {
+    let mut c = cluster();
+    c.put(virtual_ip("router", &[ADDRESS]));
+    c.run(s(3));
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
+    for node in ["n2", "n3"] {
+        c.set_gateways(node, &["192.168.0.15"]);
+    }
+    c.run(s(3));
+    assert_eq!(c.condition("router", "Accepted").0, "True");
+    c.restart_operator();
+    c.run(s(15));
+    assert_eq!(c.condition("router", "Accepted").0, "True");
+    assert_eq!(c.has_address(ADDRESS), ["n1"]);
 }

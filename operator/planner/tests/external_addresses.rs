@@ -208,3 +208,59 @@ fn an_address_that_a_load_balancer_binds_on_a_node_is_served() {
     assert_eq!(answers(&c, "lb"), [(FrontendKind::LoadBalancer, "192.168.0.77".to_owned())]);
     assert_eq!(answers(&c, "web"), [], "the author of a Service may not say so");
 }
+
+#[test]
+fn a_gateway_is_no_services_and_a_node_that_lies_takes_no_address_that_is_served() {
+    let mut c = cluster();
+    c.add_node("n2", "192.168.0.12");
+    c.add_node("n3", "192.168.0.13");
+    c.put(wants("web", "10.96.0.1", &["192.168.0.50"], 1));
+    c.run(s(5));
+    c.set_gateways("n1", &["192.168.0.1"]);
+    c.set_gateways("n2", &["203.0.113.1"]);
+    c.put(wants("claims", "10.96.0.2", &["192.168.0.1"], 2));
+    c.put(balanced("balancer", "10.96.0.3", "192.168.0.1", None));
+    c.put(wants("far", "10.96.0.4", &["203.0.113.1"], 2));
+    c.run(s(5));
+    for name in ["claims", "balancer"] {
+        assert_eq!(answers(&c, name), [], "{name}");
+        let told = refusals(&c, name);
+        assert!(told.len() == 1 && told[0].contains("192.168.0.1 is the gateway of Node n1"), "{told:?}");
+    }
+    assert_eq!(answers(&c, "far").len(), 1, "on no link of the node: no gateway");
+
+    // One node says so of an address that is served: it stays, across a restart too, and the lie is told.
+    c.set_gateways("n3", &["192.168.0.50"]);
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1);
+    assert!(refusals(&c, "web")[0].contains("by its agent's word alone"), "{:?}", refusals(&c, "web"));
+    c.restart_operator();
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1);
+    // Two do: the network was renumbered.
+    c.set_gateways("n2", &["192.168.0.50"]);
+    c.run(s(5));
+    assert_eq!(answers(&c, "web"), []);
+    c.set_gateways("n2", &[]);
+    c.set_gateways("n3", &[]);
+    c.run(s(5));
+    assert_eq!(answers(&c, "web").len(), 1, "it is none any more");
+}
+
+#[test]
+fn another_services_addresses_are_not_to_be_had_by_any_door() {
+    let mut c = cluster();
+    c.put(balanced("lb", "10.96.0.1", "203.0.113.80", None));
+    c.put(wants("web", "10.96.0.2", &["203.0.113.7"], 101));
+    c.run(s(5));
+    // Its ClusterIP, its load balancer's address and its external address.
+    c.put(wants("thief", "10.96.0.3", &["10.96.0.2", "203.0.113.80", "203.0.113.7"], 200));
+    c.run(s(5));
+    assert_eq!(answers(&c, "thief"), []);
+    let told = refusals(&c, "thief");
+    assert_eq!(told.len(), 3, "{told:?}");
+    for words in ["the range 10.96.0.0/12 of Services", "Service default/lb", "Service default/web"] {
+        assert!(told.iter().any(|note| note.contains(words)), "{words}: {told:?}");
+    }
+    assert_eq!((answers(&c, "lb").len(), answers(&c, "web").len()), (1, 1));
+}

@@ -167,6 +167,7 @@ impl AddressLane {
             outliving: self.outliving(),
             virtual_ips,
             interfaces: self.interfaces(),
+            gateways: self.observed.gateways.iter().flatten().take(GATEWAYS_MAX).copied().collect(),
             failures: self.failures.list(),
         };
         self.ends.facts.send_if_modified(|now| {
@@ -176,6 +177,9 @@ impl AddressLane {
         });
     }
 }
+
+/// Gateways that are reported (the schema's bound).
+const GATEWAYS_MAX: usize = 16;
 
 /// What a listener that hears nothing means.
 fn not_heard(deaf: &BTreeMap<&'static str, String>) -> String {

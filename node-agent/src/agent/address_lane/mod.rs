@@ -131,6 +131,8 @@ pub struct AddressLane {
     /// Listeners that hear nothing, with why.
     deaf: BTreeMap<&'static str, String>,
     dirty: bool,
+    /// The default routes must be read again.
+    routed_anew: bool,
     /// The desired state changed since the last synchronisation.
     wish: bool,
     converged: bool,
@@ -172,6 +174,7 @@ impl AddressLane {
             blind: false,
             deaf: BTreeMap::new(),
             dirty: true,
+            routed_anew: true,
             wish: true,
             converged: false,
             renew_at: now,
@@ -253,8 +256,13 @@ impl AddressLane {
                 self.disturb(Scope { links: true, routes: true, ..Scope::default() });
             }
             Message::Kernel(KernelEvent::Link(_) | KernelEvent::Address(_)) => self.dirty = true,
+            Message::Kernel(KernelEvent::Gateway) => {
+                self.dirty = true;
+                self.routed_anew = true;
+            }
             Message::Kernel(KernelEvent::Overrun) => {
                 self.dirty = true;
+                self.routed_anew = true;
                 self.disturb(Scope { links: true, routes: true, ..Scope::default() });
             }
             Message::Heard(other) => {

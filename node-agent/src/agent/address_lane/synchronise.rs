@@ -26,7 +26,9 @@ impl AddressLane {
             self.verify_at = now + jitter(self.times.verify, 0.2);
         }
         let mut scope = Scope { addresses: true, ..Scope::default() };
-        let look = self.machine.look(&scope);
+        // A node may have very many routes: they are not read each time an interface comes or goes.
+        let gateways = verify || std::mem::take(&mut self.routed_anew);
+        let look = self.machine.look(&Scope { gateways, ..scope.clone() });
         self.blind = !look.unreadable.is_empty();
         let moved = !self.blind && self.see(&look.state, now);
         let before = self.resolver.desired().addresses.clone();
@@ -80,7 +82,11 @@ impl AddressLane {
 
     /// The kernel has these interfaces and addresses. Whether other addresses are desired because of that.
     fn see(&mut self, state: &NodeState, now: Instant) -> bool {
-        let same = self.observed.links == state.links && same_addresses(&self.observed, state);
+        let gateways = state.gateways.as_ref().or(self.observed.gateways.as_ref()).cloned();
+        let state = &NodeState { gateways, ..state.clone() };
+        let same = self.observed.links == state.links
+            && self.observed.gateways == state.gateways
+            && same_addresses(&self.observed, state);
         self.observed = state.clone();
         if same && self.seen {
             return false;
@@ -94,6 +100,7 @@ impl AddressLane {
         let seen = Arc::new(NodeState {
             links: state.links.clone(),
             addresses: state.addresses.clone(),
+            gateways: state.gateways.clone(),
             ..NodeState::default()
         });
         // The service lane goes only when the agent stops.

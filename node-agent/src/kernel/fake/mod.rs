@@ -57,6 +57,7 @@ struct Inner {
     links: BTreeMap<String, Link>,
     addresses: Addresses,
     routes: BTreeSet<LocalRoute>,
+    gateways: BTreeSet<IpAddr>,
     sets: BTreeMap<String, IpSet>,
     rules: BTreeMap<Family, Ruleset>,
     virtual_servers: BTreeMap<VirtualServerKey, VirtualServer>,
@@ -120,6 +121,13 @@ impl FakeKernel {
         inner.links.insert(name.into(), Link { kind: kind.into(), up: true, carrier: true });
         inner.sysctls.insert(crate::state::promote_secondaries(name), "0".into());
         inner.tell(KernelEvent::Link(name.into()));
+    }
+
+    /// Sets the next hops of the default routes, as another hand would.
+    pub fn set_gateways(&self, gateways: &[&str]) {
+        let mut inner = self.lock();
+        inner.gateways = gateways.iter().filter_map(|text| text.parse().ok()).collect();
+        inner.tell(KernelEvent::Gateway);
     }
 
     /// Sets an interface up or down, carrier included.
@@ -292,6 +300,7 @@ impl FakeKernel {
             links: inner.links.clone(),
             addresses: inner.addresses.observe(inner.clock, inner.no_address_protocol),
             routes: inner.routes.clone(),
+            gateways: Some(inner.gateways.clone()),
             sets: inner.sets.clone(),
             rules: inner.rules.clone(),
             virtual_servers: inner.virtual_servers.clone(),
@@ -319,6 +328,7 @@ impl Kernel for FakeKernel {
                 .map(|name| (name.clone(), inner.modules.get(name).copied().unwrap_or(false)))
                 .collect(),
             routes: if scope.routes { inner.routes.clone() } else { BTreeSet::new() },
+            gateways: scope.gateways.then(|| inner.gateways.clone()),
             rules: if scope.rules { inner.rules.clone() } else { BTreeMap::new() },
             ..NodeState::default()
         };

@@ -50,7 +50,7 @@ const RECEIVE: usize = 64 * 1024;
 pub(super) const ATTENTION: TimeVal = TimeVal::new(0, 250_000);
 
 /// Listens for changes of interfaces, addresses and routes. `heard` gets each, ours too, and ends the listening by
-/// `false`. Of routes only ours and foreign ones in the table of local routes are told. `hearing` gets to know when the
+/// `false`. Of routes only ours, foreign ones in the table of local routes and default routes are told. `hearing` gets to know when the
 /// listening fails, and when it goes on; what was missed in between is an [`KernelEvent::Overrun`].
 ///
 /// # Errors
@@ -188,9 +188,13 @@ impl Names {
                     None => KernelEvent::Overrun,
                 }
             }),
-            NEW_ROUTE | DEL_ROUTE => route::parse(payload)?
-                .is_some_and(|route| route.ours || (route.table_local && !route.kernels))
-                .then_some(KernelEvent::Route),
+            NEW_ROUTE | DEL_ROUTE => match route::parse(payload)? {
+                Some(route) if route.ours || (route.table_local && !route.kernels) => {
+                    Some(KernelEvent::Route)
+                }
+                Some(route) if route.default => Some(KernelEvent::Gateway),
+                _ => None,
+            },
             _ => None,
         })
     }

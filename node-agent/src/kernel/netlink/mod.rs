@@ -196,6 +196,13 @@ impl Kernel for NetlinkKernel {
                 state.links = interfaces.into_values().map(|it| (it.name, it.link)).collect();
             }
         }
+        if scope.gateways {
+            // They are only reported: a node whose routes cannot be read has all the rest.
+            match route::gateways(&mut self.route) {
+                Ok(gateways) => state.gateways = Some(gateways),
+                Err(error) => tracing::warn!("{}", error.about("read", "default routes")),
+            }
+        }
         if !scope.sets.is_none() || !scope.set_entries.is_empty() {
             state.sets = ipset::read(self.netfilter()?, scope)?;
         }

@@ -9,7 +9,10 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NetlinkHeader, Parseable};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+        RouteVia,
+    },
 };
 use nodenet_wire::DecodeError;
 
@@ -56,6 +59,53 @@ pub(super) fn list(
     Ok(routes)
 }
 
+/// Next hops of the default routes of all tables, but for link-local ones: what is one on another link means nothing there.
+pub(super) fn gateways(route: &mut Connection) -> Result<BTreeSet<IpAddr>, TransportError> {
+    let mut gateways = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let found = route.dump(
+            &RouteNetlinkMessage::GetRoute(request),
+            |hops: &mut Vec<IpAddr>, _: &NetlinkHeader, payload| {
+                if parse(payload)?.is_some_and(|route| route.default) {
+                    let unreadable = DecodeError::Missing { object: "route", attribute: "readable RTA_*" };
+                    let message = RouteMessage::parse(payload).map_err(|_| unreadable)?;
+                    next_hops(&message.attributes, hops);
+                }
+                Ok(())
+            },
+        );
+        match found {
+            Ok(found) => gateways.extend(found.into_iter().filter(|hop| !is_link_local(hop))),
+            Err(error)
+                if matches!(error.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(gateways)
+}
+
+fn next_hops(attributes: &[RouteAttribute], hops: &mut Vec<IpAddr>) {
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => hops.push((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => hops.push((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet(address)) => hops.push((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => hops.push((*address).into()),
+            RouteAttribute::MultiPath(all) => all.iter().for_each(|hop| next_hops(&hop.attributes, hops)),
+            _ => {}
+        }
+    }
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_unspecified(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_unspecified(),
+    }
+}
+
 /// What of a route matters here.
 pub(super) struct Found {
     /// It carries our protocol.
@@ -64,6 +114,8 @@ pub(super) struct Found {
     pub(super) kernels: bool,
     /// It is of the table of local routes.
     pub(super) table_local: bool,
+    /// It is a way to all that no other route leads to.
+    pub(super) default: bool,
     /// Range and interface of a local route.
     local: Option<(IpNet, u32)>,
 }
@@ -76,6 +128,9 @@ pub(super) fn parse(payload: &[u8]) -> Result<Option<Found>, DecodeError> {
         ours: header.protocol == RouteProtocol::Other(PROTOCOL),
         kernels: header.protocol == RouteProtocol::Kernel,
         table_local: header.table == TABLE_LOCAL,
+        default: header.destination_prefix_length == 0
+            && header.table != TABLE_LOCAL
+            && header.kind == RouteType::Unicast,
         local: None,
     };
     if !found.ours || !found.table_local || header.kind != RouteType::Local {

@@ -1,6 +1,7 @@
 //! From what is known to what is written.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nodenet_crds::{Frontend, FrontendKind, NodeNetStateSpec};
@@ -134,7 +135,13 @@ impl Index {
                 let named = self.vips_of_service.get(service).is_some_and(|vips| vips.contains(owner));
                 Some((owner.to_owned(), named))
             };
-            let judged = self.external.judge(service, info, &self.facts, virtual_ip);
+            let served = |address: IpAddr| {
+                let text = address.to_string();
+                let mut frontends =
+                    self.slices.plan_of(service).flat_map(|p| &p.ports).flat_map(|p| &p.frontends);
+                frontends.any(|frontend| frontend.address.as_ref() == Some(&text))
+            };
+            let judged = self.external.judge(service, info, &self.facts, virtual_ip, served);
             bound.extend(judged.frontends);
             refused = judged.complaints;
             self.todo_services.extend(judged.others);

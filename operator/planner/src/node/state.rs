@@ -154,6 +154,8 @@ impl StateInfo {
         if change.interfaces {
             self.interfaces_since = now;
         }
+        let gateways = status.as_ref().map(|s| s.gateways.as_slice()).unwrap_or_default();
+        change.interfaces |= before.gateways != gateways;
         if let Some(after) = &status {
             for v in &after.virtual_ips {
                 if v.state == VirtualIPState::Fault && !for_a_dead_link(v, after) {

@@ -127,6 +127,11 @@ impl Cluster {
                     },
                     |s| s.interfaces.clone(),
                 ),
+                gateways: state
+                    .as_ref()
+                    .and_then(|s| s.status.as_ref())
+                    .map(|s| s.gateways.clone())
+                    .unwrap_or_default(),
                 virtual_ips: spec
                     .virtual_ips
                     .iter()

@@ -436,6 +436,13 @@ impl Cluster {
         self.put(state);
     }
 
+    /// What the agent of a node calls its gateways.
+    pub fn set_gateways(&mut self, node: &str, gateways: &[&str]) {
+        let mut state = self.state(node).cloned().unwrap();
+        state.status.as_mut().unwrap().gateways = gateways.iter().map(ToString::to_string).collect();
+        self.put(state);
+    }
+
     pub fn set_node(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
         let reference = ObjectRef::cluster(Kind::Node, name);
         let Some(Object::Node(mut node)) = self.objects.get(&reference).cloned() else {
