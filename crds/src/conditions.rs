@@ -25,8 +25,11 @@ pub mod node {
     pub const VIRTUAL_SERVERS_READY: &str = "VirtualServersReady";
     /// Sets and rules are there.
     pub const PACKET_FILTER_READY: &str = "PacketFilterReady";
+    /// What others ask this node by HTTP is answered: ports of health checks, and the proxy's own health.
+    pub const HEALTH_CHECKS_READY: &str = "HealthChecksReady";
     /// All of the above, in the order of the summary: the first that is not True gives Ready its reason.
-    pub const ALL: &[&str] = &[KERNEL_READY, ADDRESSES_READY, PACKET_FILTER_READY, VIRTUAL_SERVERS_READY];
+    pub const ALL: &[&str] =
+        &[KERNEL_READY, ADDRESSES_READY, PACKET_FILTER_READY, VIRTUAL_SERVERS_READY, HEALTH_CHECKS_READY];
 }
 
 /// Reasons of conditions: CamelCase, stable, documented in `docs/conditions.md`.
@@ -81,6 +84,10 @@ pub mod reason {
     pub const INTERFACE_MISSING: &str = "InterfaceMissing";
     /// Another host answers for an address.
     pub const ADDRESS_TAKEN: &str = "AddressTaken";
+    /// Another program listens on a port that load balancers ask on.
+    pub const PORT_IN_USE: &str = "PortInUse";
+    /// A port that load balancers ask on cannot be listened on; the message carries the kernel's words.
+    pub const LISTEN_REFUSED: &str = "ListenRefused";
     /// The agent does not hear of changes in the kernel, or of other owners of addresses, and tries again.
     pub const LISTENER_FAILING: &str = "ListenerFailing";
     /// Another hand changed what is ours; it was put back.

@@ -75,6 +75,11 @@ pub struct ServicePlan {
     /// How many parts the plan has.
     #[schemars(range(min = 1, max = 1000))]
     pub parts: i32,
+    /// Port on which every node says by HTTP whether it has endpoints of the Service, for load balancers: the Service's
+    /// `healthCheckNodePort`, where its `externalTrafficPolicy` is `Local`. All parts carry the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub health_check_node_port: Option<i32>,
     /// One entry for each port of the Service; a port whose endpoints do not fit one slice stands in several parts,
     /// with the same frontends in each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -9,6 +9,7 @@
 //! | [`kernel`] | the trait (observe, commit) and its two makers: netlink and fake | `state`, wire |
 //! | [`agent`] | the lanes: the only callers of commit; journal, fence, cold start | all of the above |
 //! | [`source`] | the API server and the copy on disk | kinds, kube |
+//! | [`health_server`] | what load balancers ask by HTTP | `resolve`, `report` |
 //! | [`report`] | status, conditions, metrics, health, Lease | kinds, kube |
 //! | [`cli`] | the commands of `nodenet-agent` | all of the above |
 
@@ -16,6 +17,7 @@ pub mod agent;
 pub mod cli;
 pub mod diff;
 pub mod filter;
+pub mod health_server;
 pub mod kernel;
 pub mod report;
 pub mod resolve;

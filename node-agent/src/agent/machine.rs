@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::failures::{Failed, Unreadable, failure};
 use super::journal::JournalFile;
-use super::scope::{Area, parts, touched};
+use super::scope::{Area, area, parts, touched};
 use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Outcome, Prune, diff, renewal};
 use crate::kernel::{Class, Kernel, KernelError};
 use crate::report::metrics::{Lane, LaneLabel, Metrics};
@@ -68,6 +68,13 @@ impl Synced {
     /// Whether the kernel is as wanted.
     pub fn converged(&self) -> bool {
         self.left.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// Whether Services are served, but for single ones that the kernel refuses: everything could be read, and the rules
+    /// that all of them need are there.
+    pub fn in_force(&self) -> bool {
+        let for_all = |failed: &Failed| area(&failed.operation) == Area::PacketFilter;
+        self.unreadable.is_empty() && !self.failed.iter().any(for_all)
     }
 
     /// Whether trying again soon may help.

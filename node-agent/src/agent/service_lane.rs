@@ -18,10 +18,11 @@ use super::machine::{Machine, Synced};
 use super::scope::Area;
 use super::words::words;
 use crate::diff::Look as Covered;
+use crate::health_server::Hearing;
 use crate::report::facts::{Notice, ServiceFacts, Verdict};
 use crate::report::health::Health;
 use crate::report::metrics::{Lane, LaneLabel, Metrics, ServersLabel};
-use crate::resolve::{Reason, Resolver};
+use crate::resolve::{HealthChecks, Reason, Resolver};
 use crate::source::Update;
 use crate::state::{NodeState, Operation, Scope};
 
@@ -36,6 +37,8 @@ pub enum Message {
     Observed(Arc<NodeState>),
     /// Something changed in the kernel, perhaps by this agent itself: look at it.
     Disturbed(Scope),
+    /// Which of those who may ask this node are heard.
+    Hearing(Hearing),
     /// End.
     Stop(Sender<()>),
 }
@@ -67,11 +70,13 @@ pub struct ServiceLane {
     resolver: Resolver,
     inbox: Receiver<Message>,
     facts: watch::Sender<ServiceFacts>,
+    health_checks: watch::Sender<HealthChecks>,
     notices: mpsc::UnboundedSender<Notice>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     times: Times,
 
+    hearing: Hearing,
     generation: Option<i64>,
     spec_seen: bool,
     addresses_seen: bool,
@@ -103,6 +108,7 @@ impl ServiceLane {
         resolver: Resolver,
         inbox: Receiver<Message>,
         facts: watch::Sender<ServiceFacts>,
+        health_checks: watch::Sender<HealthChecks>,
         notices: mpsc::UnboundedSender<Notice>,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
@@ -113,10 +119,12 @@ impl ServiceLane {
             resolver,
             inbox,
             facts,
+            health_checks,
             notices,
             health,
             metrics,
             times,
+            hearing: Hearing::default(),
             generation: None,
             spec_seen: false,
             addresses_seen: false,
@@ -156,7 +164,10 @@ impl ServiceLane {
                 self.take(next);
                 message = self.inbox.try_recv().ok();
             }
-            self.step();
+            if self.active() {
+                self.step();
+                self.answer_load_balancers();
+            }
         }
     }
 
@@ -179,6 +190,7 @@ impl ServiceLane {
             Message::Update(update, arrived) => {
                 if matches!(update, Update::Slice(_) | Update::SliceGone(_)) {
                     self.arrived.push(arrived);
+                    self.health.backlog.grow();
                 }
                 let before = self.resolver.prune();
                 let mut scope = self.update(update);
@@ -193,6 +205,11 @@ impl ServiceLane {
                 self.resolver.put_observed(&state)
             }
             Message::Disturbed(scope) => return self.disturbed.merge(scope),
+            Message::Hearing(hearing) => {
+                self.unpublished |= self.hearing != hearing;
+                self.hearing = hearing;
+                return;
+            }
             Message::Stop(_) => return,
         };
         let (_, scope) = scope.lanes();
@@ -246,10 +263,14 @@ impl ServiceLane {
         self.ready && self.spec_seen && self.addresses_seen
     }
 
-    fn step(&mut self) {
-        if !self.active() {
-            return;
+    /// What load balancers ask is answered by what is in the kernel: after it was put there.
+    fn answer_load_balancers(&mut self) {
+        if let Some(checks) = self.resolver.take_health_checks() {
+            self.health_checks.send_replace(checks);
         }
+    }
+
+    fn step(&mut self) {
         let now = Instant::now();
         if !self.first_done {
             self.first_done = true;
@@ -314,6 +335,9 @@ impl ServiceLane {
         }
         self.slice_revision = revision;
         self.converged = synced.converged();
+        if synced.in_force() {
+            self.health.backlog.clear();
+        }
         if drift {
             self.drift(&synced);
         }
@@ -402,6 +426,7 @@ impl ServiceLane {
         }
         let mut failures = self.failures.list();
         failures.extend(super::failures::problems(&problems));
+        failures.extend(self.hearing.failures.iter().cloned());
         let facts = ServiceFacts {
             generation: self.generation,
             slice_revision: self.slice_revision,
@@ -409,6 +434,7 @@ impl ServiceLane {
             addresses,
             packet_filter: self.failures.verdict(Area::PacketFilter, "sets and rules are as wanted"),
             virtual_servers,
+            health_checks: self.hearing.verdict.clone(),
             servers,
             failures,
         };

@@ -16,6 +16,7 @@ use crate::agent::memory;
 use crate::agent::runtime::{self, Config, Machinery};
 use crate::agent::wire::{Links, NoLinks};
 use crate::agent::{holding, service_lane};
+use crate::health_server;
 use crate::kernel::netlink::events;
 use crate::report::metrics::Metrics;
 use crate::source::store;
@@ -177,10 +178,15 @@ fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {
             addresses: Box::new(kernel.clone()),
             services: Box::new(kernel),
             links: Box::new(|_| Box::new(NoLinks)),
+            listen: None,
         });
     }
     let namespace = options.namespace();
+    let of_sockets = options.namespace();
     Ok(Machinery {
+        listen: Some(Arc::new(move |address| {
+            of_sockets.run(|| health_server::listen(address)).map_err(std::io::Error::other)?
+        })),
         addresses: Box::new(options.netlink()?),
         services: Box::new(options.netlink()?),
         links: Box::new(move |inbox| {

@@ -110,6 +110,8 @@ pub enum SetName {
     NodePortSctp,
     /// Those of them that answer clients from outside by endpoints of this node only.
     NodePortLocalSctp,
+    /// Ports on which load balancers ask whether the node has endpoints of a Service (`healthCheckNodePort`), TCP.
+    HealthCheckNodePort,
     /// Addresses and ports that answer the node's own clients by all endpoints and those from outside by endpoints of this
     /// node only, with the mark ([`inside_mark`]) of the virtual server that the former come to.
     Inside,
@@ -119,7 +121,7 @@ pub enum SetName {
 
 impl SetName {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::LoopBack,
         Self::ClusterIp,
         Self::ExternalIp,
@@ -135,6 +137,7 @@ impl SetName {
         Self::NodePortLocalUdp,
         Self::NodePortSctp,
         Self::NodePortLocalSctp,
+        Self::HealthCheckNodePort,
         Self::Inside,
         Self::IpvsIps,
     ];
@@ -161,6 +164,7 @@ impl SetName {
             Self::NodePortLocalUdp => "NODE-PORT-LOCAL-UDP",
             Self::NodePortSctp => "NODE-PORT-SCTP",
             Self::NodePortLocalSctp => "NODE-PORT-LOCAL-SCTP",
+            Self::HealthCheckNodePort => "HEALTH-CHECK-NODE-PORT",
             Self::Inside => "INSIDE",
             Self::IpvsIps => "IPVS-IPS",
         };
@@ -182,9 +186,11 @@ impl SetName {
             | Self::NodePortLocalSctp => SetKind::HashIpPort,
             Self::LoadBalancerAllowed => SetKind::HashIpPortNet,
             Self::Inside => SetKind::HashIpPortMark,
-            Self::NodePortTcp | Self::NodePortLocalTcp | Self::NodePortUdp | Self::NodePortLocalUdp => {
-                SetKind::BitmapPort
-            }
+            Self::NodePortTcp
+            | Self::NodePortLocalTcp
+            | Self::NodePortUdp
+            | Self::NodePortLocalUdp
+            | Self::HealthCheckNodePort => SetKind::BitmapPort,
             Self::IpvsIps => SetKind::HashNet,
         }
     }
@@ -317,6 +323,11 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             ],
         ),
         (
+            chain("HEALTH-CHECK"),
+            // By a load balancer's address too, where it sends packets on as they are.
+            vec![format!("-p tcp -m set --match-set {} dst -j ACCEPT", set(SetName::HealthCheckNodePort))],
+        ),
+        (
             chain("IPVS-FILTER"),
             vec![
                 format!("-m set --match-set {} dst,dst -j RETURN", set(SetName::LoadBalancer)),
@@ -364,7 +375,7 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
             jump("nat", "PREROUTING", "SERVICES"),
             jump("nat", "OUTPUT", "SERVICES"),
             jump("nat", "POSTROUTING", "POSTROUTING"),
-            jumps("filter", "INPUT", &["PROXY-FIREWALL", "IPVS-FILTER"]),
+            jumps("filter", "INPUT", &["PROXY-FIREWALL", "HEALTH-CHECK", "IPVS-FILTER"]),
             jump("filter", "FORWARD", "FORWARD"),
             jump("mangle", "PREROUTING", "INSIDE-PODS"),
             jumps("mangle", "OUTPUT", &["FIREWALL-NODE", "INSIDE-NODE"]),

@@ -98,6 +98,8 @@ pub struct ServiceFacts {
     pub packet_filter: Verdict,
     /// Virtual and real servers.
     pub virtual_servers: Verdict,
+    /// What load balancers may ask.
+    pub health_checks: Verdict,
     /// Virtual servers in numbers.
     pub servers: Progress,
     /// What could not be done.

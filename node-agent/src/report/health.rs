@@ -1,7 +1,8 @@
 //! Signs of life of the lanes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The moment a lane was last seen alive and well.
 #[derive(Debug)]
@@ -51,6 +52,41 @@ impl Pulse {
     }
 }
 
+/// Changes that are not in the kernel yet.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// When the oldest of them arrived.
+    since: Mutex<Option<Instant>>,
+    /// When there was none last, by the clock on the wall.
+    cleared: Mutex<Option<SystemTime>>,
+}
+
+impl Backlog {
+    /// A change arrived.
+    pub fn grow(&self) {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+    }
+
+    /// All that arrived is in the kernel.
+    pub fn clear(&self) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
+    }
+
+    /// How long the oldest change waits; zero where none does.
+    pub fn age(&self) -> Duration {
+        self.since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// When no change waited last.
+    pub fn cleared(&self) -> Option<SystemTime> {
+        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Both lanes.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -58,8 +94,10 @@ pub struct Health {
     pub addresses: Pulse,
     /// The service lane.
     pub services: Pulse,
-    /// How long the service lane may be silent.
+    /// How long the service lane may be silent, and a change of Services wait.
     pub services_limit: Duration,
+    /// Changes of Services that wait.
+    pub backlog: Backlog,
 }
 
 /// How long the address lane may be silent: it renews the lifetime of addresses every two seconds. A lane that is
@@ -80,6 +118,12 @@ impl Health {
             }
         }
         (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    /// Whether Services are proxied as they should be: no change of them waits for longer than it may. At the start, before
+    /// any is known, they are.
+    pub fn proxies(&self) -> bool {
+        self.services.age() <= self.services_limit && self.backlog.age() <= self.services_limit
     }
 
     /// Whether a lane is silent for so long that only a restart helps.
@@ -111,6 +155,21 @@ mod tests {
         health.addresses.beat();
         assert_eq!(health.stale().as_deref(), Some("the service lane is silent for 0 s"));
         assert!(!health.dead());
+    }
+
+    #[test]
+    fn a_change_that_waits_for_too_long_is_bad_service() {
+        let health = Health { services_limit: Duration::from_secs(60), ..Health::default() };
+        assert!(health.proxies(), "nothing is known yet");
+        health.backlog.grow();
+        assert!(health.proxies(), "it has just come");
+        let health = Health { services_limit: Duration::ZERO, ..Health::default() };
+        health.backlog.grow();
+        std::iter::repeat(()).take_while(|()| health.backlog.age().is_zero()).for_each(drop);
+        health.services.beat();
+        assert!(!health.proxies());
+        health.backlog.clear();
+        assert!(health.backlog.age().is_zero() && health.backlog.cleared().is_some());
     }
 
     #[test]

@@ -76,6 +76,7 @@ pub fn compose(
         (node::ADDRESSES_READY, &of_addresses),
         (node::PACKET_FILTER_READY, &services.packet_filter),
         (node::VIRTUAL_SERVERS_READY, &services.virtual_servers),
+        (node::HEALTH_CHECKS_READY, &services.health_checks),
     ];
     let mut set = |type_: &str, verdict: &Verdict| {
         let Verdict { status: value, reason, message } = verdict;
@@ -174,7 +175,8 @@ mod tests {
             kernel: ready.clone(),
             addresses: ready.clone(),
             packet_filter: ready.clone(),
-            virtual_servers: ready,
+            virtual_servers: ready.clone(),
+            health_checks: ready,
             ..ServiceFacts::default()
         };
         (addresses, services)

@@ -6,6 +6,7 @@
 mod addresses;
 mod claims;
 mod frame;
+mod health_checks;
 mod plans;
 mod problem;
 mod ranges;
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use nodenet_crds::{NodeNetSliceSpec, NodeNetStateSpec};
 
 pub use addresses::{AddressFault, VirtualAddress, VirtualIp};
+pub use health_checks::{HealthCheck, HealthChecks};
 pub use plans::Incomplete;
 pub use problem::{Problem, Reason};
 
@@ -88,6 +90,7 @@ pub struct Resolver {
     virtual_ips: Vec<VirtualIp>,
     problems: Vec<Problem>,
     desired: NodeState,
+    health_checks: health_checks::Asked,
     /// Services whose plan depends on the node's addresses, or on those of virtual IPs.
     on_node_addresses: BTreeSet<Uid>,
     on_virtual_addresses: BTreeSet<Uid>,
@@ -121,6 +124,7 @@ impl Resolver {
             virtual_ips: Vec::new(),
             problems: Vec::new(),
             desired: NodeState::default(),
+            health_checks: health_checks::Asked::default(),
             on_node_addresses: BTreeSet::new(),
             on_virtual_addresses: BTreeSet::new(),
             modules: BTreeMap::new(),
@@ -153,6 +157,15 @@ impl Resolver {
         all.sort();
         all.dedup();
         all
+    }
+
+    /// What load balancers may ask this node, where that changed since the last call.
+    pub fn take_health_checks(&mut self) -> Option<HealthChecks> {
+        let name = |uid: &Uid| {
+            let service = self.plans.get(uid)?;
+            Some((service.namespace.to_string(), service.name.to_string()))
+        };
+        self.health_checks.take(name)
     }
 
     /// Services whose newest plan lacks parts.
@@ -358,6 +371,8 @@ impl Resolver {
             .map(|node| node.node_port_addresses(&virtual_addresses, &spec.judged.ranges, within.as_deref()))
             .unwrap_or_default();
         let own_addresses = self.node.as_ref().map(Node::own_addresses).unwrap_or_default();
+        self.health_checks
+            .set_addresses(within.is_some().then(|| node_port_addresses.iter().copied().collect()));
         let zone = self.plans.zone(spec.written.zone.as_deref());
         let gateways = self.node.as_ref().map(|node| node.gateways.clone()).unwrap_or_default();
         let ipv6 = self.view.ipv6;
@@ -390,6 +405,7 @@ impl Resolver {
         self.claims.set_ipv6(self.view.ipv6);
         for uid in uids {
             let plan = self.plans.get(&uid).and_then(|service| service.plan.as_ref());
+            self.health_checks.put(&uid, plan.and_then(health_checks::asked));
             let needs = plan.map(services::dependence);
             let (nodes, vips) =
                 needs.map_or((false, false), |n| (n.on_node_addresses, n.on_virtual_addresses));

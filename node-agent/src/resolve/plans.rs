@@ -23,6 +23,8 @@ pub(super) struct Part {
     pub revision: i64,
     pub part: u16,
     pub parts: u16,
+    /// Port on which load balancers ask whether this node has endpoints. All parts carry the same.
+    pub health_check_node_port: Option<u16>,
     pub ports: Box<[Port]>,
 }
 
@@ -80,6 +82,10 @@ pub(super) struct Plan {
 impl Plan {
     pub fn ports(&self) -> impl Iterator<Item = &Port> {
         self.parts.iter().flat_map(|part| part.ports.iter())
+    }
+
+    pub fn health_check_node_port(&self) -> Option<u16> {
+        self.parts.first()?.health_check_node_port
     }
 }
 

@@ -112,6 +112,11 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             derived.entries.insert((SetName::LoopBack, Family::of(endpoint.address), entry));
         }
     }
+    if let Some(port) = plan.health_check_node_port() {
+        for family in [Family::V4, Family::V6] {
+            derived.entries.insert((SetName::HealthCheckNodePort, family, SetEntry::Port(port)));
+        }
+    }
     let possible = |family: Family| family == Family::V4 || view.ipv6;
     derived.entries.retain(|(_, family, _)| possible(*family));
     derived.addresses.retain(|address| possible(Family::of(*address)));

@@ -19,6 +19,7 @@ mod plans;
 mod support;
 
 mod external;
+mod health_checks;
 mod policies;
 mod protocols;
 mod world;

@@ -70,7 +70,7 @@ pub fn plan(name: &str, revision: i64, ports: Vec<PortPlan>) -> ServicePlan {
 /// One part of a plan.
 pub fn part(name: &str, revision: i64, part: i32, parts: i32, ports: Vec<PortPlan>) -> ServicePlan {
     let (namespace, name, uid) = ("default".into(), name.into(), format!("uid-{name}"));
-    ServicePlan { namespace, name, uid, revision, part, parts, ports }
+    ServicePlan { namespace, name, uid, revision, part, parts, ports, ..ServicePlan::default() }
 }
 
 /// A ClusterIP Service on TCP port 80 with these endpoints (address, node).

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod api;
+mod health_checks;
 mod lifecycle;
 mod node;
 mod reporting;

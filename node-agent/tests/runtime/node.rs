@@ -12,6 +12,7 @@ use nodenet_agent::agent::holding;
 use nodenet_agent::agent::runtime::{self, Config, Machinery};
 use nodenet_agent::agent::service_lane;
 use nodenet_agent::agent::wire::{Answers, Wire};
+use nodenet_agent::health_server::Listen;
 use nodenet_agent::kernel::fake::FakeKernel;
 use nodenet_agent::kernel::netlink::owner::{AnotherOwner, Says};
 use nodenet_agent::kernel::netlink::probe::Question;
@@ -97,6 +98,8 @@ impl FakeLinks {
 pub struct Node {
     pub kernel: FakeKernel,
     pub links: FakeLinks,
+    /// How it listens for load balancers.
+    pub listen: Option<Listen>,
     pub folder: tempfile::TempDir,
 }
 
@@ -112,7 +115,7 @@ impl Node {
         let kernel = FakeKernel::new();
         kernel.add_link("eth0", "");
         kernel.add_address("eth0", "192.168.0.11/24");
-        Self { kernel, links: FakeLinks::default(), folder: tempfile::tempdir().unwrap() }
+        Self { kernel, links: FakeLinks::default(), listen: None, folder: tempfile::tempdir().unwrap() }
     }
 
     pub fn path(&self) -> &Path {
@@ -188,6 +191,7 @@ impl Node {
                 links.inner.lock().unwrap().inbox = Some(inbox);
                 Box::new(links)
             }),
+            listen: self.listen.clone(),
         };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let counted = metrics.clone();

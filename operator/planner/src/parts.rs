@@ -9,7 +9,8 @@ const PORTS_MAX: usize = 100;
 /// Length of the JSON of `plan`, roughly: close enough to shard by, without writing it down.
 pub(crate) fn json_bytes(plan: &ServicePlan) -> usize {
     let ports = plan.ports.iter().map(port_bytes).sum::<usize>();
-    80 + plan.namespace.len() + plan.name.len() + plan.uid.len() + ports
+    let health_check = plan.health_check_node_port.map_or(0, |_| 30);
+    80 + plan.namespace.len() + plan.name.len() + plan.uid.len() + health_check + ports
 }
 
 fn port_bytes(port: &PortPlan) -> usize {

@@ -16,7 +16,7 @@ use nodenet_crds::{PortPlan, ServicePlan, SliceSummary};
 
 use crate::Precondition;
 use crate::parts::{json_bytes, split};
-use crate::service::Named;
+use crate::service::{Named, Planned};
 
 mod published;
 mod writes;
@@ -163,17 +163,20 @@ impl Slices {
     }
 
     /// Sets the plan of a Service; `None` removes it. Returns whether anything changed.
-    pub(crate) fn set(&mut self, service: &Named, uid: &Arc<str>, ports: Option<Vec<PortPlan>>) -> bool {
-        let Some(ports) = ports else { return self.remove(service) };
+    pub(crate) fn set(&mut self, service: &Named, uid: &Arc<str>, planned: Option<Planned>) -> bool {
+        let Some(Planned { health_check_node_port, ports }) = planned else { return self.remove(service) };
         let parts = split(ports, self.part_bytes);
+        let same = |plan: &ServicePlan, ports: &[PortPlan]| {
+            plan.health_check_node_port == health_check_node_port && plan.ports == ports
+        };
         if let Some(placed) = self.services.get(service)
             && placed.uid == *uid
             && placed.current.len() == parts.len()
-            && placed.current.iter().zip(&parts).all(|((_, plan), ports)| plan.ports == *ports)
+            && placed.current.iter().zip(&parts).all(|((_, plan), ports)| same(plan, ports))
         {
             return false;
         }
-        self.place(service, uid, parts, None);
+        self.place(service, uid, health_check_node_port, parts, None);
         true
     }
 
@@ -186,7 +189,14 @@ impl Slices {
     }
 
     /// Writes the plan of a Service under a new revision; `to` is where parts go that have to leave a slice.
-    fn place(&mut self, service: &Named, uid: &Arc<str>, parts: Vec<Vec<PortPlan>>, to: Option<&str>) {
+    fn place(
+        &mut self,
+        service: &Named,
+        uid: &Arc<str>,
+        health_check_node_port: Option<i32>,
+        parts: Vec<Vec<PortPlan>>,
+        to: Option<&str>,
+    ) {
         let revision = self.next_revision();
         let (mut old, mut leaving) = match self.services.remove(service) {
             Some(placed) => (placed.current, placed.leaving),
@@ -203,6 +213,7 @@ impl Slices {
                     revision,
                     part,
                     parts: count,
+                    health_check_node_port,
                     ports,
                 })
             })

@@ -25,6 +25,7 @@ use super::lock::{Lock, LockError};
 use super::machine::Machine;
 use super::service_lane::{self, ServiceLane};
 use super::wire::Wire;
+use crate::health_server::{Listen, service_ports};
 use crate::kernel::Kernel;
 use crate::report::events::Events;
 use crate::report::facts::{AddressFacts, ServiceFacts, SourceFacts};
@@ -33,7 +34,7 @@ use crate::report::http::{self, ListenError};
 use crate::report::lease::{self, NodeLease, Pace};
 use crate::report::metrics::{Lane, Metrics};
 use crate::report::publisher::Pending;
-use crate::resolve::{Options, Resolver};
+use crate::resolve::{HealthChecks, Options, Resolver};
 use crate::source::Origin;
 use crate::source::store::Store;
 use crate::source::watch::Watch;
@@ -85,6 +86,8 @@ pub struct Machinery {
     /// Makes the links and whatever tells of changes. Gets the address lane's inbox.
     #[allow(clippy::type_complexity)]
     pub links: Box<dyn FnOnce(Sender<address_lane::Message>) -> Box<dyn Wire> + Send>,
+    /// Listens for load balancers on the node's addresses. Without it nobody does.
+    pub listen: Option<Listen>,
 }
 
 /// Why the agent does not run.
@@ -147,6 +150,7 @@ pub async fn run(
     let (to_services, service_inbox) = std::sync::mpsc::channel();
     let (address_facts, addresses) = watch::channel(AddressFacts::default());
     let (service_facts, services) = watch::channel(ServiceFacts::default());
+    let (health_checks, asked) = watch::channel(HealthChecks::default());
     let (notices, noticed) = mpsc::unbounded_channel();
     let contact = Arc::new(Pulse::default());
 
@@ -179,6 +183,7 @@ pub async fn run(
         Resolver::new(config.resolver.clone()),
         service_inbox,
         service_facts,
+        health_checks,
         notices,
         health.clone(),
         metrics.clone(),
@@ -214,6 +219,14 @@ pub async fn run(
     if let Some(listener) = listener {
         let serving = http::serve(listener, health.clone(), metrics.registry());
         tasks.spawn("serves health and metrics", serving);
+    }
+
+    if let Some(listen) = machinery.listen {
+        let to_services = to_services.clone();
+        // The lane goes only when the agent stops.
+        let tell = move |hearing| drop(to_services.send(service_lane::Message::Hearing(hearing)));
+        let serving = service_ports::serve(asked, health.clone(), listen, tell);
+        tasks.spawn("answers health checks of Services", serving);
     }
 
     let arrived = Arc::new(Mutex::new(Arrived::default()));

@@ -61,7 +61,14 @@ pub(super) fn compact(
         return None;
     }
     let ports = plan.ports.iter().map(|port| compact_port(port, node, zones, &object, problems)).collect();
-    Some(Part { revision: plan.revision, part, parts, ports })
+    let health_check_node_port = plan.health_check_node_port.and_then(|port| match check(None, port) {
+        Ok((_, port)) => Some(port),
+        Err(reason) => {
+            problems.push(Problem::new(object(), reason));
+            None
+        }
+    });
+    Some(Part { revision: plan.revision, part, parts, health_check_node_port, ports })
 }
 
 fn compact_port(

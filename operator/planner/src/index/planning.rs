@@ -154,12 +154,13 @@ impl Index {
         let of = self.endpoints_of.get(service).into_iter().flatten();
         let endpoints = of.filter_map(|n| self.endpoints.get(n));
         let scheduler = self.facts.settings.scheduler.as_deref();
-        let mut ports = plan_service(info, endpoints, &bound, scheduler);
-        let too_few = self.inside.assign(service, ports.as_deref_mut().unwrap_or_default());
+        let mut planned = plan_service(info, endpoints, &bound, scheduler);
+        let ports = planned.as_mut().map(|planned| planned.ports.as_mut_slice()).unwrap_or_default();
+        let too_few = self.inside.assign(service, ports);
         self.complaints.set(service, Some(&info.uid), complaints(info, refused, too_few));
         let before = on_virtual_ips(self.slices.plan_of(service));
         let uid = Arc::clone(&info.uid);
-        if !self.slices.set(service, &uid, ports) {
+        if !self.slices.set(service, &uid, planned) {
             return BTreeSet::new();
         }
         let after = on_virtual_ips(self.slices.plan_of(service));

@@ -16,7 +16,7 @@ use nodenet_crds::{
 };
 
 pub(crate) use self::endpoints::EndpointsInfo;
-pub(crate) use self::plan::{BoundFrontend, plan_service};
+pub(crate) use self::plan::{BoundFrontend, Planned, plan_service};
 use self::scheduling::Scheduling;
 pub(crate) use self::scheduling::Unusable;
 
@@ -77,6 +77,8 @@ pub(crate) struct ServiceInfo {
     source_ranges: Vec<IpNet>,
     internal_traffic_policy: TrafficPolicy,
     external_traffic_policy: TrafficPolicy,
+    /// Of type LoadBalancer with `externalTrafficPolicy: Local` only.
+    health_check_node_port: Option<u16>,
     pub(crate) ports: Vec<ServicePort>,
 }
 
@@ -182,6 +184,7 @@ impl ServiceInfo {
         let mut cluster_ips: Vec<IpAddr> = addresses().filter_map(|a| a.parse().ok()).collect();
         cluster_ips.sort_unstable();
         cluster_ips.dedup();
+        let external_traffic_policy = traffic_policy(spec.and_then(|s| s.external_traffic_policy.as_deref()));
         let ports = spec.and_then(|s| s.ports.as_deref()).unwrap_or_default();
         let ports = ports.iter().filter_map(|p| {
             Some(ServicePort {
@@ -201,7 +204,12 @@ impl ServiceInfo {
             scheduling: Scheduling::new(service),
             source_ranges: source_ranges(service),
             internal_traffic_policy: traffic_policy(spec.and_then(|s| s.internal_traffic_policy.as_deref())),
-            external_traffic_policy: traffic_policy(spec.and_then(|s| s.external_traffic_policy.as_deref())),
+            external_traffic_policy,
+            health_check_node_port: spec
+                .filter(|s| s.type_.as_deref() == Some("LoadBalancer"))
+                .filter(|_| external_traffic_policy == TrafficPolicy::Local)
+                .and_then(|s| s.health_check_node_port)
+                .and_then(port_number),
             ports: ports.collect(),
         }
     }

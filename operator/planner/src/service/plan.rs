@@ -17,6 +17,14 @@ pub(crate) struct BoundFrontend {
     pub(crate) frontend: Frontend,
 }
 
+/// What every node must do for one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Planned {
+    /// Port on which nodes tell load balancers whether they have endpoints.
+    pub(crate) health_check_node_port: Option<i32>,
+    pub(crate) ports: Vec<PortPlan>,
+}
+
 /// What every node must do for one Service: its ports with where they answer and who answers, in a fixed order.
 /// `None` where nothing is to be programmed for it.
 ///
@@ -28,7 +36,7 @@ pub(crate) fn plan_service<'a>(
     slices: impl Iterator<Item = &'a EndpointsInfo> + Clone,
     bound: &[BoundFrontend],
     scheduler: Option<&str>,
-) -> Option<Vec<PortPlan>> {
+) -> Option<Planned> {
     if service.left_alone.is_some() || service.ports.is_empty() {
         return None;
     }
@@ -70,5 +78,6 @@ pub(crate) fn plan_service<'a>(
         }
     }
     plans.sort_by(|a, b| (&a.name, a.protocol, &a.frontends).cmp(&(&b.name, b.protocol, &b.frontends)));
-    (!plans.is_empty()).then_some(plans)
+    let health_check_node_port = service.health_check_node_port.map(i32::from);
+    (!plans.is_empty()).then_some(Planned { health_check_node_port, ports: plans })
 }

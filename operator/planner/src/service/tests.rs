@@ -74,7 +74,8 @@ fn slice(address_type: &str, ports: &[(&str, &str, i32)], pods: &[Pod]) -> Endpo
 }
 
 fn plan(service: &Service, slices: &[EndpointsInfo]) -> Vec<PortPlan> {
-    plan_service(&ServiceInfo::new(service), slices.iter(), &[], None).unwrap_or_default()
+    let planned = plan_service(&ServiceInfo::new(service), slices.iter(), &[], None);
+    planned.map(|planned| planned.ports).unwrap_or_default()
 }
 
 fn addresses(plan: &PortPlan) -> Vec<String> {
@@ -179,7 +180,7 @@ fn a_service_may_name_its_scheduler() {
     let mut web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
     let planned = |web: &Service, default: &str| {
         let info = ServiceInfo::new(web);
-        let port = plan_service(&info, [].iter(), &[], Some(default)).unwrap().remove(0);
+        let port = plan_service(&info, [].iter(), &[], Some(default)).unwrap().ports.remove(0);
         (port.scheduler.unwrap(), port.scheduler_flags, info.unusable().len())
     };
     let annotate = |web: &mut Service, name: &str, value: &str| {
@@ -301,4 +302,19 @@ fn hints_of_an_endpoint_are_told_to_the_nodes() {
     let endpoint = &plan(&web, &[info])[0].endpoints[0];
     assert_eq!(endpoint.for_zones, ["a", "b"]);
     assert_eq!(endpoint.for_nodes, ["n1"]);
+}
+
+#[test]
+fn load_balancers_are_told_where_endpoints_are_only_with_the_policy_local() {
+    let health_check = |type_: &str, policy: &str| {
+        let mut service = service(&["10.96.0.1"], vec![port("http", "TCP", 80, Some(30_080))]);
+        let spec = service.spec.as_mut().unwrap();
+        spec.type_ = Some(type_.to_owned());
+        spec.external_traffic_policy = Some(policy.to_owned());
+        spec.health_check_node_port = Some(32_000);
+        plan_service(&ServiceInfo::new(&service), [].iter(), &[], None).unwrap().health_check_node_port
+    };
+    assert_eq!(health_check("LoadBalancer", "Local"), Some(32_000));
+    assert_eq!(health_check("LoadBalancer", "Cluster"), None);
+    assert_eq!(health_check("NodePort", "Local"), None, "the API server clears it, a moment later");
 }

@@ -101,13 +101,14 @@ impl Slices {
                     continue;
                 }
                 let uid = Arc::clone(&placed.uid);
+                let health_check = placed.current.first().and_then(|(_, plan)| plan.health_check_node_port);
                 let parts = placed.current.iter().map(|(_, plan)| plan.ports.clone()).collect();
                 let to = match &to {
                     Some(to) => to,
                     None => &*to.insert(self.new_name()),
                 };
                 let to = to.clone();
-                self.place(&service, &uid, parts, Some(&to));
+                self.place(&service, &uid, health_check, parts, Some(&to));
             }
         }
     }
