@@ -46,5 +46,7 @@ pub const ANNOTATION_SCHEDULER: &str = "nodenet.dev/scheduler";
 pub const ANNOTATION_SCHEDULER_FLAGS: &str = "nodenet.dev/scheduler-flags";
 /// Label of a Node with its zone.
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// Taint of a Node that the cluster autoscaler is about to delete.
+pub const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Label of an EndpointSlice with its Service's name.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -65,6 +65,10 @@ pub struct NodeNetStateSpec {
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 49)))]
     pub pod_cidrs: Vec<String>,
+    /// The Node is being deleted, or the cluster autoscaler is about to: load balancers are told to send no new clients,
+    /// while those that are there are served on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub being_deleted: bool,
 }
 
 /// A virtual IP as one node sees it.

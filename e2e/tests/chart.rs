@@ -407,6 +407,7 @@ fn programs_get_the_values_as_flags() {
             "--node-namespace=nodenet-nodes",
             "--operator-namespace=some-where",
             "--http-address=127.0.0.1:10356",
+            "--healthz-address=0.0.0.0:10256",
             "--verify-period=30s",
             "--scheduler=rr",
             "--masquerade-all",

@@ -222,6 +222,7 @@ impl ServiceLane {
                 self.spec_seen = true;
                 self.generation = state.metadata.generation;
                 self.unpublished = true;
+                self.health.set_leaving(state.spec.being_deleted);
                 self.resolver.put_spec(&state.spec, origin)
             }
             // Absent is not empty: the last state stays in force.

@@ -53,6 +53,10 @@ pub struct Arguments {
     /// Where /livez, /readyz, /healthz and /metrics are served; `none` for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10356")]
     pub http_address: String,
+    /// Where load balancers ask whether this node may get clients, as they ask kube-proxy: /healthz and /livez. An
+    /// unspecified address means all of both families. `none` for nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_address: String,
     /// Time between two looks at everything (IPVS, sets and rules announce no changes), ±20 %.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = period)]
     pub verify_period: Duration,
@@ -112,14 +116,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         problem: error.to_string(),
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let http_address = match arguments.http_address.as_str() {
-        "none" => None,
-        text => Some(text.parse::<SocketAddr>().map_err(|error| CliError::Option {
-            option: "--http-address",
-            value: text.to_owned(),
-            problem: error.to_string(),
-        })?),
-    };
+    let http_address = address("--http-address", &arguments.http_address)?;
+    let healthz_address = address("--healthz-address", &arguments.healthz_address)?;
     let access = Access {
         kubeconfig: arguments.kubeconfig.clone(),
         service_account: Some(arguments.service_account.clone()),
@@ -133,6 +131,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         node_namespace: arguments.node_namespace.clone(),
         operator_namespace: arguments.operator_namespace.clone(),
         http_address,
+        healthz_address,
         resolver: arguments.services.resolver()?,
         addresses: address_lane::Times {
             verify: arguments.verify_period,
@@ -169,6 +168,21 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         runtime::run(config, servers, machinery(&arguments.kernel)?, metrics, stop).await?;
         Ok(())
     })
+}
+
+/// Reads an address and port, or `none`.
+fn address(option: &'static str, text: &str) -> Result<Option<SocketAddr>, CliError> {
+    match text {
+        "none" => Ok(None),
+        text => match text.parse() {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => Err(CliError::Option {
+                option,
+                value: text.to_owned(),
+                problem: "write an address and a port, as 0.0.0.0:10256 or [::1]:10256, or none".to_owned(),
+            }),
+        },
+    }
 }
 
 fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {

@@ -1,20 +1,25 @@
 //! What load balancers ask a node by HTTP, with the meanings that kube-proxy gave it: whether the node has endpoints of a
-//! Service ([`service_ports`], one port for each Service that has a `healthCheckNodePort`).
+//! Service (one port for each that has a `healthCheckNodePort`), and whether it may get clients at all ([`proxy`]).
 
-pub mod service_ports;
+pub mod proxy;
+mod service_ports;
 mod sockets;
 
 pub use sockets::listen;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nodenet_crds::Failure;
 use nodenet_crds::conditions::reason;
+use tokio::sync::watch;
 
 use crate::report::facts::Verdict;
+use crate::report::health::Health;
+use crate::resolve::HealthChecks;
 
 /// Listens on an address of the node.
 pub type Listen = Arc<dyn Fn(SocketAddr) -> std::io::Result<TcpListener> + Send + Sync>;
@@ -61,6 +66,47 @@ impl Hearing {
             message: n.message.clone(),
         });
         Self { verdict, failures: failures.collect() }
+    }
+}
+
+/// First wait before a place that cannot be had is tried again; doubles up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Listens and answers for as long as it is polled: on the ports that Services ask for, and with the health of the proxy
+/// where there is a place for it. `tell` gets to know what cannot be listened on.
+pub async fn serve(
+    mut asked: watch::Receiver<HealthChecks>,
+    place: Option<Arc<proxy::Place>>,
+    health: Arc<Health>,
+    listen: Listen,
+    tell: impl Fn(Hearing) + Send,
+) {
+    let mut proxy = place.map(|place| proxy::Proxy::new(place, health.clone(), listen.clone()));
+    let mut ports = service_ports::Ports::new(health, listen);
+    let mut told = None;
+    let mut wait = RETRY;
+    loop {
+        let wanted = asked.borrow_and_update().clone();
+        let mut not_heard = ports.set(&wanted);
+        not_heard.extend(proxy.iter_mut().flat_map(proxy::Proxy::listen));
+        let ready = format!("{} ports of health checks are listened on", wanted.ports.len());
+        let hearing = Hearing::new(ready, &not_heard);
+        if told.as_ref() != Some(&hearing) {
+            for place in &not_heard {
+                tracing::warn!("{}: {}", place.object, place.message);
+            }
+            tell(hearing.clone());
+            told = Some(hearing);
+        }
+        tokio::select! {
+            changed = asked.changed() => match changed {
+                Ok(()) => wait = RETRY,
+                // The lane has ended, and the agent ends with it. Until then load balancers get their answers.
+                Err(_) => std::future::pending().await,
+            },
+            () = tokio::time::sleep(wait), if !not_heard.is_empty() => wait = (wait * 2).min(RETRY_MAX),
+        }
     }
 }
 

@@ -7,60 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tokio::sync::watch;
 
-use super::sockets::{EVERYWHERE, Sockets};
-use super::{Hearing, Listen, NotHeard, json};
+use super::sockets::{Sockets, everywhere};
+use super::{Listen, NotHeard, json};
 use crate::report::health::Health;
 use crate::resolve::{HealthCheck, HealthChecks};
 
-/// First wait before a port that another program has is tried again; doubles up to [`RETRY_MAX`].
-const RETRY: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
-
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
-
-/// Listens and answers for as long as it is polled. `tell` gets to know what cannot be listened on.
-pub async fn serve(
-    mut asked: watch::Receiver<HealthChecks>,
-    health: Arc<Health>,
-    listen: Listen,
-    tell: impl Fn(Hearing) + Send,
-) {
-    let mut ports = Ports { health, listen, open: BTreeMap::new() };
-    let mut told = None;
-    let mut wait = RETRY;
-    loop {
-        let wanted = asked.borrow_and_update().clone();
-        let not_heard = ports.set(&wanted);
-        let hearing = Hearing::new(
-            format!("{} ports of health checks are listened on", wanted.ports.len()),
-            &not_heard,
-        );
-        if told.as_ref() != Some(&hearing) {
-            for place in &not_heard {
-                tracing::warn!("{}: {}", place.object, place.message);
-            }
-            tell(hearing.clone());
-            told = Some(hearing);
-        }
-        tokio::select! {
-            changed = asked.changed() => match changed {
-                Ok(()) => wait = RETRY,
-                // The lane has ended, and the agent ends with it. Until then load balancers get their answers.
-                Err(_) => std::future::pending().await,
-            },
-            () = tokio::time::sleep(wait), if !not_heard.is_empty() => wait = (wait * 2).min(RETRY_MAX),
-        }
-    }
-}
 
 /// What one port answers.
 struct Port {
@@ -68,14 +27,21 @@ struct Port {
     health: Arc<Health>,
 }
 
-struct Ports {
+/// All ports.
+pub(super) struct Ports {
     health: Arc<Health>,
     listen: Listen,
     open: BTreeMap<u16, (Arc<Port>, Sockets)>,
 }
 
 impl Ports {
-    fn set(&mut self, wanted: &HealthChecks) -> Vec<NotHeard> {
+    /// None yet.
+    pub fn new(health: Arc<Health>, listen: Listen) -> Self {
+        Self { health, listen, open: BTreeMap::new() }
+    }
+
+    /// Listens on these ports and on no others. Returns those that cannot be had now.
+    pub fn set(&mut self, wanted: &HealthChecks) -> Vec<NotHeard> {
         self.open.retain(|port, _| wanted.ports.contains_key(port));
         let mut not_heard = Vec::new();
         for (port, check) in &wanted.ports {
@@ -87,7 +53,7 @@ impl Ports {
             there.check.lock().unwrap_or_else(PoisonError::into_inner).clone_from(check);
             let addresses: BTreeSet<SocketAddr> = match &wanted.addresses {
                 Some(some) => some.iter().map(|address| SocketAddr::new(*address, *port)).collect(),
-                None => EVERYWHERE.iter().map(|address| SocketAddr::new(*address, *port)).collect(),
+                None => everywhere(*port),
             };
             for (address, error) in sockets.set(&addresses, &self.listen) {
                 let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
@@ -137,6 +103,8 @@ async fn answer(State(port): State<Arc<Port>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     async fn ask(local_endpoints: usize, health: Health) -> (StatusCode, String, String) {

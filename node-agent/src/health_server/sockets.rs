@@ -13,9 +13,11 @@ use super::Listen;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// All addresses of a host. Two, because a socket of one family does not keep the other one's from another program.
-pub(super) const EVERYWHERE: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// All addresses of a host: one socket for each family.
+pub(super) fn everywhere(port: u16) -> BTreeSet<SocketAddr> {
+    let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    all.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+}
 
 /// A socket that listens, for its own family only.
 ///
@@ -69,7 +71,6 @@ impl Sockets {
     }
 
     /// Whether any is open.
-    #[cfg(test)]
     pub fn any(&self) -> bool {
         !self.open.is_empty()
     }

@@ -98,6 +98,8 @@ pub struct Health {
     pub services_limit: Duration,
     /// Changes of Services that wait.
     pub backlog: Backlog,
+    /// The node is being deleted, by the operator's word.
+    pub leaving: AtomicBool,
 }
 
 /// How long the address lane may be silent: it renews the lifetime of addresses every two seconds. A lane that is
@@ -124,6 +126,16 @@ impl Health {
     /// any is known, they are.
     pub fn proxies(&self) -> bool {
         self.services.age() <= self.services_limit && self.backlog.age() <= self.services_limit
+    }
+
+    /// Whether the node may get new clients: it is not being deleted. Before anything is known it may.
+    pub fn eligible(&self) -> bool {
+        !self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Whether the node is being deleted.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
     }
 
     /// Whether a lane is silent for so long that only a restart helps.

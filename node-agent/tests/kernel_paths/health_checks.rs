@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use nodenet_agent::health_server::{Listen, listen, service_ports};
+use nodenet_agent::health_server::{self, Listen, listen};
 use nodenet_agent::kernel::netlink::Namespace;
 use nodenet_agent::report::health::Health;
 use nodenet_agent::resolve::HealthChecks;
@@ -26,7 +26,7 @@ fn serve(here: &Namespace) -> watch::Sender<HealthChecks> {
     let health = Health { services_limit: PATIENCE * 1000, ..Health::default() };
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(service_ports::serve(asked, Arc::new(health), listen, |hearing| {
+        runtime.block_on(health_server::serve(asked, None, Arc::new(health), listen, |hearing| {
             assert!(hearing.failures.is_empty(), "{hearing:?}");
         }));
     });

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
+use nodenet_agent::agent::runtime::Config;
 use nodenet_agent::health_server::{Listen, listen};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,5 +143,37 @@ async fn a_port_that_another_program_has_is_named_and_tried_again() {
     drop(another);
     answers("as soon as it is free", port, Some((200, 1))).await;
     until("the condition", || api.condition("Ready")["status"] == "True").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_proxys_health_is_where_kube_proxy_has_it_as_soon_as_that_is_gone() {
+    let (api, mut node) = (Api::start().await, Node::new());
+    node.listen = Some(on_loopback());
+    let kube_proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = kube_proxy.local_addr().unwrap();
+    let config =
+        Config { healthz_address: Some((Ipv4Addr::UNSPECIFIED, address.port()).into()), ..node.config() };
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1"]));
+    let agent =
+        node.start_with(&api, config, Box::new(node.kernel.clone()), Box::new(node.kernel.clone())).await;
+    until("services are programmed all the same", || node.servers() == 2).await;
+    until("it is said", || api.condition("HealthChecksReady")["reason"] == "PortInUse").await;
+    let words = api.condition("HealthChecksReady")["message"].as_str().unwrap().to_owned();
+    assert!(words.contains("kube-proxy?"), "{words}");
+    drop(kube_proxy);
+    until("Ready", || api.condition("Ready")["status"] == "True").await;
+    let (status, body) = ask(address.port(), "/healthz").await.unwrap();
+    assert_eq!((status, &body["nodeEligible"]), (200, &json!(true)));
+
+    let mut going = spec("Backup");
+    going["beingDeleted"] = json!(true);
+    api.put("nodenetstates", NODE, 2, going);
+    until("the spec is read", || api.status()["observedGeneration"] == 2).await;
+    until("and said", || api.condition("Ready")["observedGeneration"] == 2).await;
+    let (status, body) = ask(address.port(), "/healthz").await.unwrap();
+    assert_eq!((status, &body["nodeEligible"]), (503, &json!(false)));
+    assert_eq!(ask(address.port(), "/livez").await.unwrap().0, 200);
     agent.stop().await;
 }

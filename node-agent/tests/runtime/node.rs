@@ -130,6 +130,7 @@ impl Node {
             node_namespace: "nodenet-nodes".into(),
             operator_namespace: "nodenet-system".into(),
             http_address: None,
+            healthz_address: None,
             resolver: Options { node: NODE.into(), ..Options::default() },
             addresses: address_lane::Times {
                 renew: Duration::from_millis(200),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use nodenet_crds::{
     ALLOWED_MODULES, AssignedVirtualIP, KernelRequirements, LABEL_ZONE, NodeNetStateSpec, NodeNetStateStatus,
-    ServiceAddressMode, ServiceAddresses, VirtualIPState,
+    ServiceAddressMode, ServiceAddresses, TAINT_TO_BE_DELETED, VirtualIPState,
 };
 
 pub(crate) use self::state::{InFlight, StateInfo, address_of};
@@ -29,6 +29,8 @@ pub(crate) struct NodeInfo {
     /// Since when `ready` is what it is (monotonic).
     pub(crate) since: Duration,
     pub(crate) cordoned: bool,
+    /// It is being deleted, or the cluster autoscaler says that it will be.
+    being_deleted: bool,
     /// Internal and external addresses.
     pub(crate) addresses: Vec<IpAddr>,
     /// Of each family the first internal one.
@@ -47,6 +49,7 @@ impl NodeInfo {
         let first = |v6: bool| internal.iter().find(|a| a.is_ipv6() == v6).copied();
         let addresses = addresses.iter().filter(|a| a.type_ == "InternalIP" || a.type_ == "ExternalIP");
         let spec = node.spec.as_ref();
+        let taints = spec.and_then(|s| s.taints.as_deref()).unwrap_or_default();
         let cidrs = spec.and_then(|s| s.pod_cidrs.as_deref()).unwrap_or_default();
         let single = spec.and_then(|s| s.pod_cidr.as_ref()).filter(|_| cidrs.is_empty());
         Self {
@@ -55,6 +58,8 @@ impl NodeInfo {
             ready,
             since: before.filter(|b| b.ready == ready).map_or(now, |b| b.since),
             cordoned: spec.is_some_and(|s| s.unschedulable == Some(true)),
+            being_deleted: node.metadata.deletion_timestamp.is_some()
+                || taints.iter().any(|taint| taint.key == TAINT_TO_BE_DELETED),
             addresses: addresses.filter_map(|a| a.address.parse().ok()).collect(),
             primary: [false, true].into_iter().filter_map(first).collect(),
             pod_cidrs: cidrs.iter().chain(single).filter_map(|c| c.parse().ok()).collect(),
@@ -163,6 +168,7 @@ pub(crate) fn plan_node(
         kernel: KernelRequirements { modules, sysctls: settings.sysctls.clone() },
         cluster_cidrs: ranges(&settings.cluster_cidrs),
         pod_cidrs: ranges(&node.pod_cidrs),
+        being_deleted: node.being_deleted,
     }
 }
 
@@ -197,6 +203,26 @@ mod tests {
         assert_eq!(fits(primary, Some("ens33")), Fit::Yes { down: None });
         assert_eq!(fits(None, None), Fit::NoSubnet(net), "it is not in the kernel");
         assert_eq!(fits(None, Some("ens33")), Fit::NoInterface);
+    }
+
+    #[test]
+    fn load_balancers_are_to_leave_a_node_that_goes() {
+        use k8s_openapi::api::core::v1::{NodeSpec, Taint};
+        use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+        let planned = |taint: &str, deleted: bool| {
+            let taint = Taint { key: taint.to_owned(), ..Taint::default() };
+            let mut node = Node {
+                spec: Some(NodeSpec { taints: Some(vec![taint]), ..Default::default() }),
+                ..Default::default()
+            };
+            node.metadata.deletion_timestamp =
+                deleted.then_some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+            let node = NodeInfo::new(&node, None, Duration::ZERO);
+            plan_node(&node, Vec::new(), &Settings::default()).being_deleted
+        };
+        assert!(!planned("node.kubernetes.io/unschedulable", false), "it is cordoned, and serves on");
+        assert!(planned("ToBeDeletedByClusterAutoscaler", false));
+        assert!(planned("node.kubernetes.io/unschedulable", true));
     }
 
     #[test]

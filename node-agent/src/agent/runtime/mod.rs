@@ -25,7 +25,7 @@ use super::lock::{Lock, LockError};
 use super::machine::Machine;
 use super::service_lane::{self, ServiceLane};
 use super::wire::Wire;
-use crate::health_server::{Listen, service_ports};
+use crate::health_server::{self, Listen, proxy};
 use crate::kernel::Kernel;
 use crate::report::events::Events;
 use crate::report::facts::{AddressFacts, ServiceFacts, SourceFacts};
@@ -57,6 +57,8 @@ pub struct Config {
     pub operator_namespace: String,
     /// Where health and metrics are served; nowhere without it.
     pub http_address: Option<SocketAddr>,
+    /// Where load balancers ask for the health of the proxy (kube-proxy's port is 10256); nowhere without it.
+    pub healthz_address: Option<SocketAddr>,
     /// How services are resolved.
     pub resolver: Options,
     /// Times of the address lane.
@@ -225,8 +227,9 @@ pub async fn run(
         let to_services = to_services.clone();
         // The lane goes only when the agent stops.
         let tell = move |hearing| drop(to_services.send(service_lane::Message::Hearing(hearing)));
-        let serving = service_ports::serve(asked, health.clone(), listen, tell);
-        tasks.spawn("answers health checks of Services", serving);
+        let place = config.healthz_address.map(|address| Arc::new(proxy::Place::new(address)));
+        let serving = health_server::serve(asked, place, health.clone(), listen, tell);
+        tasks.spawn("answers load balancers", serving);
     }
 
     let arrived = Arc::new(Mutex::new(Arrived::default()));
