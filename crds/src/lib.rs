@@ -42,6 +42,11 @@ pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 pub const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Annotation of a Service: the IPVS scheduler of its virtual servers, for example `lc`.
 pub const ANNOTATION_SCHEDULER: &str = "nodenet.dev/scheduler";
+/// Annotation of a Service: how long an endpoint that leaves keeps its connections, for example `90s`, `1m 30s` or `0s`.
+pub const ANNOTATION_DRAIN_TIMEOUT: &str = "nodenet.dev/drain-timeout";
+/// Annotation of a Service: weights of endpoints that are not 1, by address or by Node, with commas:
+/// `10.244.1.5=3,k8s-node-2=0`.
+pub const ANNOTATION_ENDPOINT_WEIGHTS: &str = "nodenet.dev/endpoint-weights";
 /// Annotation of a Service: flags of the scheduler `mh` or `sh`, with commas ([`SchedulerFlag`]).
 pub const ANNOTATION_SCHEDULER_FLAGS: &str = "nodenet.dev/scheduler-flags";
 /// Label of a Node with its zone.

@@ -88,6 +88,24 @@ pub struct ServicePlan {
     pub ports: Vec<PortPlan>,
 }
 
+impl ServicePlan {
+    /// Leaves out what only a newer version knows.
+    #[must_use]
+    pub fn known(mut self) -> Self {
+        let policy = |policy: TrafficPolicy| policy != TrafficPolicy::Unknown;
+        self.ports.retain(|port| {
+            port.protocol != Protocol::Unknown
+                && policy(port.internal_traffic_policy)
+                && policy(port.external_traffic_policy)
+        });
+        for port in &mut self.ports {
+            port.scheduler_flags.retain(|flag| *flag != SchedulerFlag::Unknown);
+            port.frontends.retain(|frontend| frontend.kind != FrontendKind::Unknown);
+        }
+        self
+    }
+}
+
 /// One port of a Service: where it answers and who answers.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -112,6 +130,10 @@ pub struct PortPlan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub persistence_seconds: Option<i32>,
+    /// How long an endpoint that leaves keeps the connections that it has, in seconds. Without it the agent's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub drain_timeout_seconds: Option<i32>,
     /// Which endpoints answer clients that come by the ClusterIP.
     #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
     pub internal_traffic_policy: TrafficPolicy,
@@ -152,6 +174,11 @@ pub enum Protocol {
     UDP,
     /// Stream Control Transmission Protocol.
     SCTP,
+    /// Of a version that is newer than this one: what carries it is left out, the rest of the slice is followed. Never
+    /// written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// Addresses that no client has (RFC 5737, RFC 3849). Source ranges that cannot be read come down to these: they let
@@ -169,6 +196,11 @@ pub enum TrafficPolicy {
     Cluster,
     /// Those on the node that the connection came to.
     Local,
+    /// Of a version that is newer than this one: what carries it is left out, the rest of the slice is followed. Never
+    /// written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl TrafficPolicy {
@@ -185,6 +217,11 @@ pub enum SchedulerFlag {
     Fallback,
     /// The client's port takes part in the hash (`mh-port`, `sh-port`).
     Port,
+    /// Of a version that is newer than this one: what carries it is left out, the rest of the slice is followed. Never
+    /// written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// One place where a port answers.
@@ -220,6 +257,11 @@ pub enum FrontendKind {
     VirtualIP,
     /// The node port on a VirtualIP's address.
     VirtualIPNodePort,
+    /// Of a version that is newer than this one: what carries it is left out, the rest of the slice is followed. Never
+    /// written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// One endpoint of a port.
@@ -236,6 +278,10 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub node: Option<String>,
+    /// Its share of new connections beside the others', for schedulers that weigh; 0 takes none. Without it 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub weight: Option<i32>,
     /// It terminates, and serves only where there is no endpoint that does not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub terminating: bool,
@@ -249,4 +295,50 @@ pub struct Endpoint {
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub for_nodes: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_version_writes_can_be_read_and_is_never_written() {
+        let newer = serde_json::json!({
+            "revision": 7, "sort": "New", "services": [{
+                "namespace": "default", "name": "web", "uid": "u", "revision": 7, "part": 0, "parts": 1,
+                "ports": [
+                    { "protocol": "QUIC", "frontends": [{ "kind": "ClusterIP", "address": "10.96.0.1", "port": 443 }] },
+                    { "protocol": "TCP", "internalTrafficPolicy": "Zone", "frontends": [] },
+                    { "protocol": "TCP", "schedulerFlags": ["Port", "Sticky"], "weather": "fine", "frontends": [
+                        { "kind": "ClusterIP", "address": "10.96.0.1", "port": 80 },
+                        { "kind": "Anycast", "address": "192.0.2.1", "port": 80 }
+                    ] }
+                ]
+            }]
+        });
+        let slice: NodeNetSliceSpec = serde_json::from_value(newer).unwrap();
+        let plan = slice.services[0].clone();
+        assert_eq!(plan.ports.len(), 3);
+        assert_eq!(plan.ports[2].frontends[1].kind, FrontendKind::Unknown);
+        let known = plan.known();
+        assert_eq!(known.ports.len(), 1);
+        assert_eq!((known.ports[0].frontends.len(), known.ports[0].scheduler_flags.len()), (1, 1));
+        let schema = serde_json::to_string(&schemars::schema_for!(NodeNetSliceSpec)).unwrap();
+        assert!(!schema.contains("Unknown"), "{schema}");
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_can_be_read() {
+        let older = serde_json::json!({
+            "revision": 1, "services": [{
+                "namespace": "default", "name": "web", "uid": "u", "revision": 1, "part": 0, "parts": 1,
+                "ports": [{ "protocol": "TCP", "frontends": [{ "kind": "NodePort", "port": 30080 }],
+                            "endpoints": [{ "address": "10.244.1.5", "port": 8080 }] }]
+            }]
+        });
+        let slice: NodeNetSliceSpec = serde_json::from_value(older).unwrap();
+        assert_eq!(slice.services[0].clone().known(), slice.services[0]);
+        let port = &slice.services[0].ports[0];
+        assert_eq!((port.external_traffic_policy, port.endpoints[0].weight), (TrafficPolicy::Cluster, None));
+    }
 }

@@ -149,6 +149,7 @@ fn rule_2_cleanup_removes_ours_and_nothing_else() {
         scheduler: "wlc".into(),
         flags: 0,
         persistence: 50,
+        drain_timeout: None,
         real_servers: [(
             real("192.168.0.77", 25),
             RealServer {
@@ -359,6 +360,27 @@ fn rule_9_a_draining_real_server_goes_at_its_deadline() {
     assert_eq!(agent.settle_all(), vec![]);
     agent.now = deadline;
     assert_eq!(agent.settle_all(), vec![Operation::DeleteRealServer(server, leaving)]);
+}
+
+#[test]
+fn rule_9_a_service_says_how_long_its_real_servers_may_take() {
+    for seconds in [0, 5, 86_400] {
+        let mut agent = Agent::new();
+        agent.read(&spec(), &two_services());
+        agent.settle_all();
+        let (server, leaving) = (tcp(SERVER, 80), real("10.244.2.1", 8080));
+        agent.kernel.set_connections(&server, &leaving, 2, 1);
+        let mut without = web("one", 3, SERVER, &[("10.244.1.1", NODE)]);
+        without.ports[0].drain_timeout_seconds = Some(seconds);
+        let touched = agent.resolver.put_slice("a", &slice(3, vec![without]));
+        let done = agent.settle(touched);
+        if seconds == 0 {
+            assert_eq!(done, [Operation::DeleteRealServer(server, leaving)]);
+            continue;
+        }
+        let timeout = Duration::from_secs(seconds.try_into().unwrap());
+        assert_eq!(agent.draining.next_deadline(), Some(agent.now + timeout));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Virtual servers and their real servers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -108,10 +109,22 @@ fn one(
             }
             let none = BTreeMap::new();
             let there = there.map_or(&none, |server| &server.real_servers);
-            real_servers(key, &wanted.real_servers, there, context, operations);
+            real_servers(key, wanted, there, context, operations);
         }
-        (None, Some(_)) => {
+        (None, Some(there)) => {
             if context.prune.services && context.journal.owns_virtual_server(&key) {
+                // Nobody marks packets for it any more, so it gets no new connections, while its address goes on: what
+                // comes there is not to be cut off by a change of policy.
+                if matches!(key, VirtualServerKey::FirewallMark(..)) && ends_by_itself(&key) {
+                    context.draining.keep(key, |real| there.real_servers.contains_key(real));
+                    let mut waits = false;
+                    for (real, server) in &there.real_servers {
+                        waits |= leaves(key, real, server, context.drain_timeout, context, operations);
+                    }
+                    if waits {
+                        return;
+                    }
+                }
                 context.draining.keep(key, |_| false);
                 operations.push(Operation::DeleteVirtualServer(key));
                 if !ends_by_itself(&key) {
@@ -125,11 +138,14 @@ fn one(
 
 fn real_servers(
     key: VirtualServerKey,
-    wanted: &BTreeMap<RealServerKey, RealServer>,
+    server: &VirtualServer,
     there: &BTreeMap<RealServerKey, RealServer>,
     context: &mut Context<'_>,
     operations: &mut Vec<Operation>,
 ) {
+    let wanted = &server.real_servers;
+    let timeout =
+        server.drain_timeout.map_or(context.drain_timeout, |seconds| Duration::from_secs(seconds.into()));
     for (real, server) in wanted {
         match there.get(real) {
             None => operations.push(Operation::AddRealServer(key, *real, *server)),
@@ -148,16 +164,33 @@ fn real_servers(
             operations.push(Operation::ForgetConnections(key, Some(*real)));
             continue;
         }
-        let connections = server.active_connections.saturating_add(server.inactive_connections);
-        let deadline = context.now.saturating_add(context.drain_timeout);
-        if connections == 0 || context.draining.deadline(key, *real, deadline) <= context.now {
-            context.draining.end(key, *real);
+        if !leaves(key, real, server, timeout, context, operations) {
             operations.push(Operation::DeleteRealServer(key, *real));
-        } else if server.weight != 0 {
-            let quiet = RealServer { weight: 0, active_connections: 0, inactive_connections: 0, ..*server };
-            operations.push(Operation::SetRealServer(key, *real, quiet));
         }
     }
+}
+
+/// Lets a real server that nobody wants end its connections, at most for `timeout` from the first call; whether it still
+/// has some.
+fn leaves(
+    key: VirtualServerKey,
+    real: &RealServerKey,
+    server: &RealServer,
+    timeout: Duration,
+    context: &mut Context<'_>,
+    operations: &mut Vec<Operation>,
+) -> bool {
+    let connections = server.active_connections.saturating_add(server.inactive_connections);
+    let deadline = context.now.saturating_add(timeout);
+    if connections == 0 || context.draining.deadline(key, *real, deadline) <= context.now {
+        context.draining.end(key, *real);
+        return false;
+    }
+    if server.weight != 0 {
+        let quiet = RealServer { weight: 0, active_connections: 0, inactive_connections: 0, ..*server };
+        operations.push(Operation::SetRealServer(key, *real, quiet));
+    }
+    true
 }
 
 /// Whether connections have an end that the kernel sees (TCP). Others would go to a backend that is no more for as long
@@ -180,6 +213,7 @@ fn without_real_servers(server: &VirtualServer) -> VirtualServer {
         scheduler: server.scheduler.clone(),
         flags: server.flags,
         persistence: server.persistence,
+        drain_timeout: None,
         real_servers: BTreeMap::new(),
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Port {
     pub scheduler_flags: u32,
     /// Seconds that a client stays with its real server; 0 is none.
     pub persistence: u32,
+    /// Seconds that a real server may take to leave, where the plan says so.
+    pub drain_timeout: Option<u32>,
     /// Clients that come by the ClusterIP are answered by this node's endpoints only.
     pub internal_local: bool,
     /// Clients from outside are answered by this node's endpoints only.
@@ -62,6 +64,7 @@ pub(super) struct Frontend {
 pub(super) struct Endpoint {
     pub address: IpAddr,
     pub port: u16,
+    pub weight: u16,
     /// Runs on this node.
     pub local: bool,
     /// Serves only where there is none that does not terminate.

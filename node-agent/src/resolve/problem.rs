@@ -27,6 +27,12 @@ pub enum Reason {
         /// As written.
         value: String,
     },
+    /// Something that only a newer agent knows.
+    #[error("{what} is of a sort that this agent does not know and is left out; upgrade the agent")]
+    Newer {
+        /// Which part of the object.
+        what: &'static str,
+    },
     /// Not a port.
     #[error("{value} is no port (1 to 65535)")]
     Port {

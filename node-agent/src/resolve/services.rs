@@ -51,7 +51,7 @@ pub(super) fn dependence(plan: &Plan) -> Dependence {
     found.on_node_addresses = plan.ports().any(|port| !port.source_ranges.is_empty());
     for frontend in plan.ports().flat_map(|port| port.frontends.iter()) {
         match frontend.kind {
-            FrontendKind::ClusterIP => {}
+            FrontendKind::ClusterIP | FrontendKind::Unknown => {}
             FrontendKind::ExternalIP | FrontendKind::LoadBalancer => {
                 found.on_node_addresses = true;
                 found.on_virtual_addresses = true;
@@ -166,12 +166,13 @@ fn answer<'a>(
         scheduler: port.scheduler.as_deref().unwrap_or(default_scheduler).to_owned(),
         flags: port.scheduler_flags,
         persistence: port.persistence,
+        drain_timeout: port.drain_timeout,
         real_servers: BTreeMap::new(),
     });
     server.real_servers.extend(pool.map(|endpoint| {
         let key = RealServerKey { address: endpoint.address, port: endpoint.port };
         let server = RealServer {
-            weight: 1,
+            weight: endpoint.weight.into(),
             forwarding: Forwarding::Masquerade,
             active_connections: 0,
             inactive_connections: 0,
@@ -186,6 +187,7 @@ fn entries(entries: &mut BTreeSet<Entry>, port: &Port, place: &Place) {
     let whole = SetEntry::IpPort(place.address, port.protocol, place.port);
     let mut add = |set: SetName, entry: SetEntry| _ = entries.insert((set, family, entry));
     match place.kind {
+        FrontendKind::Unknown => {}
         FrontendKind::ClusterIP => add(SetName::ClusterIp, whole),
         FrontendKind::ExternalIP => {
             add(SetName::ExternalIp, whole);

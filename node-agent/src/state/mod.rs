@@ -277,6 +277,9 @@ pub struct VirtualServer {
     /// Persistence timeout in seconds; 0 is none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub persistence: u32,
+    /// Desired: seconds that a real server may take to leave; `None` is the default. The kernel knows nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<u32>,
     /// Real servers.
     #[serde(with = "entries", default)]
     pub real_servers: BTreeMap<RealServerKey, RealServer>,

@@ -67,6 +67,7 @@ fn server(v6: bool) -> impl Strategy<Value = VirtualServer> {
     });
     (select(vec!["rr", "wrr", "sh"]), select(vec![0u32, 300]), btree_map(real, to, 0..4)).prop_map(
         |(scheduler, persistence, real_servers)| VirtualServer {
+            drain_timeout: None,
             scheduler: scheduler.into(),
             flags: 0,
             persistence,

@@ -28,7 +28,13 @@ fn tcp(address: &str, port: u16) -> VirtualServerKey {
 }
 
 fn server(scheduler: &str) -> VirtualServer {
-    VirtualServer { scheduler: scheduler.to_owned(), flags: 0, persistence: 0, real_servers: BTreeMap::new() }
+    VirtualServer {
+        scheduler: scheduler.to_owned(),
+        flags: 0,
+        persistence: 0,
+        drain_timeout: None,
+        real_servers: BTreeMap::new(),
+    }
 }
 
 fn real(address: &str, port: u16) -> RealServerKey {
@@ -81,6 +87,7 @@ fn every_sort_of_virtual_server_is_made_read_changed_and_removed() {
             tcp("10.96.0.1", 443),
             VirtualServer {
                 persistence: 10800,
+                drain_timeout: None,
                 real_servers: [
                     (real("10.1.0.1", 6443), masquerade(1)),
                     (real("10.1.0.2", 6443), masquerade(0)),

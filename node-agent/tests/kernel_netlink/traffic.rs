@@ -89,6 +89,7 @@ fn a_udp_client_of_a_removed_backend_is_answered_by_another_at_once() {
             scheduler: "rr".to_owned(),
             flags: 0,
             persistence: 0,
+            drain_timeout: None,
             real_servers: Default::default(),
         };
         let masquerade = RealServer {

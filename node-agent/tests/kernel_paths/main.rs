@@ -18,6 +18,7 @@ mod plans;
 #[path = "../kernel_netlink/support.rs"]
 mod support;
 
+mod draining;
 mod external;
 mod health_checks;
 mod policies;

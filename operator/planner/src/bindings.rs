@@ -107,7 +107,8 @@ pub(crate) fn published<'a>(
                 FrontendKind::ClusterIP
                 | FrontendKind::NodePort
                 | FrontendKind::ExternalIP
-                | FrontendKind::LoadBalancer => {}
+                | FrontendKind::LoadBalancer
+                | FrontendKind::Unknown => {}
             }
         }
     }

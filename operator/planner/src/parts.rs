@@ -19,7 +19,9 @@ fn port_bytes(port: &PortPlan) -> usize {
     let endpoints = port.endpoints.iter().map(endpoint_bytes).sum::<usize>();
     let policies = [port.internal_traffic_policy, port.external_traffic_policy];
     let local = policies.iter().filter(|policy| !policy.is_cluster()).count() * 45;
-    let scheduling = port.scheduler_flags.len() * 12 + port.persistence_seconds.map_or(0, |_| 27);
+    let scheduling = port.scheduler_flags.len() * 12
+        + port.persistence_seconds.map_or(0, |_| 27)
+        + port.drain_timeout_seconds.map_or(0, |_| 28);
     let sources = port.source_ranges.iter().map(|range| range.len() + 3).sum::<usize>();
     80 + local
         + sources
@@ -37,7 +39,8 @@ fn endpoint_bytes(endpoint: &Endpoint) -> usize {
         some => field + some.iter().map(|name| name.len() + 3).sum::<usize>(),
     };
     let hints = names(&endpoint.for_zones, 15) + names(&endpoint.for_nodes, 15);
-    28 + endpoint.address.len() + node + hints + if endpoint.terminating { 19 } else { 0 }
+    let weight = endpoint.weight.map_or(0, |_| 13);
+    28 + endpoint.address.len() + node + hints + weight + if endpoint.terminating { 19 } else { 0 }
 }
 
 /// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.

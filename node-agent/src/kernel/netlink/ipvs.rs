@@ -143,6 +143,7 @@ fn virtual_server(service: &Service, real_servers: BTreeMap<RealServerKey, RealS
         scheduler: service.scheduler.map(|it| it.to_string()).unwrap_or_default(),
         flags: flags & !ServiceFlags::PERSISTENT,
         persistence: if persistent { service.timeout } else { 0 },
+        drain_timeout: None,
         real_servers,
     }
 }

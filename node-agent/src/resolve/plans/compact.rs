@@ -60,7 +60,8 @@ pub(super) fn compact(
         problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
         return None;
     }
-    let ports = plan.ports.iter().map(|port| compact_port(port, node, zones, &object, problems)).collect();
+    let ports =
+        plan.ports.iter().filter_map(|port| compact_port(port, node, zones, &object, problems)).collect();
     let health_check_node_port = plan.health_check_node_port.and_then(|port| match check(None, port) {
         Ok((_, port)) => Some(port),
         Err(reason) => {
@@ -77,7 +78,28 @@ fn compact_port(
     zones: &mut ZoneNames,
     object: &dyn Fn() -> String,
     problems: &mut Vec<Problem>,
-) -> Port {
+) -> Option<Port> {
+    let mut newer = |what: &'static str| problems.push(Problem::new(object(), Reason::Newer { what }));
+    let protocol = match port.protocol {
+        nodenet_crds::Protocol::TCP => Protocol::TCP,
+        nodenet_crds::Protocol::UDP => Protocol::UDP,
+        nodenet_crds::Protocol::SCTP => Protocol::SCTP,
+        nodenet_crds::Protocol::Unknown => {
+            newer("the protocol of a port");
+            return None;
+        }
+    };
+    // To guess whom a port answers would be worse than no answer.
+    if [port.internal_traffic_policy, port.external_traffic_policy].contains(&TrafficPolicy::Unknown) {
+        newer("the traffic policy of a port");
+        return None;
+    }
+    if port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::Unknown) {
+        newer("an address of a port");
+    }
+    if port.scheduler_flags.contains(&SchedulerFlag::Unknown) {
+        newer("a flag of the scheduler");
+    }
     let mut checked = |address: Option<&str>, number: i32| match check(address, number) {
         Ok(found) => Some(found),
         Err(reason) => {
@@ -88,6 +110,7 @@ fn compact_port(
     let frontends = port
         .frontends
         .iter()
+        .filter(|f| f.kind != FrontendKind::Unknown)
         .filter_map(|f| {
             let address = if f.kind == FrontendKind::NodePort {
                 None
@@ -110,6 +133,7 @@ fn compact_port(
             Some(Endpoint {
                 address: address?,
                 port,
+                weight: e.weight.map_or(1, |weight| u16::try_from(weight.max(0)).unwrap_or(u16::MAX)),
                 local,
                 terminating: e.terminating,
                 for_zones,
@@ -117,11 +141,6 @@ fn compact_port(
             })
         })
         .collect();
-    let protocol = match port.protocol {
-        nodenet_crds::Protocol::TCP => Protocol::TCP,
-        nodenet_crds::Protocol::UDP => Protocol::UDP,
-        nodenet_crds::Protocol::SCTP => Protocol::SCTP,
-    };
     let scheduler =
         port.scheduler.as_deref().filter(|name| match crate::resolve::requirements::scheduler_module(name) {
             Some(_) => true,
@@ -144,8 +163,9 @@ fn compact_port(
     let flag = |flag: &SchedulerFlag| match flag {
         SchedulerFlag::Fallback => ServiceFlags::SCHEDULER_1,
         SchedulerFlag::Port => ServiceFlags::SCHEDULER_2,
+        SchedulerFlag::Unknown => 0,
     };
-    Port {
+    Some(Port {
         protocol,
         // Flags mean something to the scheduler that they were written for.
         scheduler_flags: if scheduler.is_some() {
@@ -162,9 +182,10 @@ fn compact_port(
             .and_then(|n| u16::try_from(n).ok())
             .filter(|n| INSIDE_NUMBERS.contains(n)),
         persistence: port.persistence_seconds.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(0),
+        drain_timeout: port.drain_timeout_seconds.and_then(|seconds| u32::try_from(seconds).ok()),
         frontends,
         endpoints,
-    }
+    })
 }
 
 fn check(address: Option<&str>, port: i32) -> Result<(Option<IpAddr>, u16), Reason> {

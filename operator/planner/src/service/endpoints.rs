@@ -150,6 +150,7 @@ pub(super) fn endpoints_of<'a>(
             address: address.to_string(),
             port: (*port).into(),
             node: e.node.as_ref().map(ToString::to_string),
+            weight: service.scheduling.weight(*address, e.node.as_deref()),
             terminating: each_node && standing(e) == Standing::ServingTerminating,
             for_zones: names(&e.hints.zones),
             for_nodes: names(&e.hints.nodes),

@@ -68,6 +68,7 @@ pub(crate) fn plan_service<'a>(
                 scheduler: scheduling.scheduler(scheduler).map(str::to_owned),
                 scheduler_flags: scheduling.flags(scheduler),
                 persistence_seconds: scheduling.persistence_seconds,
+                drain_timeout_seconds: scheduling.drain_timeout_seconds,
                 source_ranges: source_ranges.clone(),
                 internal_traffic_policy: service.internal_traffic_policy,
                 external_traffic_policy: service.external_traffic_policy,

@@ -1,20 +1,43 @@
-//! How connections are spread over the endpoints of a Service.
+//! How connections are spread over the endpoints of a Service, and for how long one that leaves keeps them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
-use nodenet_crds::{ALLOWED_MODULES, ANNOTATION_SCHEDULER, ANNOTATION_SCHEDULER_FLAGS, SchedulerFlag};
+use k8s_openapi::jiff::SignedDuration;
+use nodenet_crds::{
+    ALLOWED_MODULES, ANNOTATION_DRAIN_TIMEOUT, ANNOTATION_ENDPOINT_WEIGHTS, ANNOTATION_SCHEDULER,
+    ANNOTATION_SCHEDULER_FLAGS, SchedulerFlag,
+};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where nothing is said (Service v1).
 const AFFINITY_SECONDS: i32 = 10_800;
 /// Longest affinity that the API takes.
 const AFFINITY_SECONDS_MAX: i32 = 86_400;
 
-/// Scheduler, its flags and affinity of a Service.
+/// Longest time that an endpoint may take to leave (the schema's bound).
+const DRAIN_SECONDS_MAX: i32 = 86_400;
+/// Most weights that a Service may give.
+const WEIGHTS_MAX: usize = 256;
+/// Greatest weight.
+const WEIGHT_MAX: i32 = 65_535;
+
+/// Scheduler, its flags, affinity, weights and drain timeout of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scheduling {
     scheduler: Option<Box<str>>,
     flags: Option<Vec<SchedulerFlag>>,
     pub(super) persistence_seconds: Option<i32>,
+    pub(super) drain_timeout_seconds: Option<i32>,
+    weights: Weights,
     pub(super) unusable: Vec<Unusable>,
+}
+
+/// Weights of endpoints; those that are not named have 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Weights {
+    by_address: BTreeMap<IpAddr, i32>,
+    by_node: BTreeMap<Box<str>, i32>,
 }
 
 /// An annotation that makes no sense.
@@ -37,6 +60,35 @@ pub(crate) enum Unusable {
         /// What stands there.
         name: String,
     },
+    /// Not a time, or too long a one.
+    #[error(
+        "annotation {ANNOTATION_DRAIN_TIMEOUT}: {text:?} is no time from 0s to 24h in whole seconds, the agents' default \
+         is used; write it like 90s or 5m"
+    )]
+    DrainTimeout {
+        /// What stands there.
+        text: String,
+    },
+    /// Not a weight of something.
+    #[error(
+        "annotation {ANNOTATION_ENDPOINT_WEIGHTS}: {entry:?} is left out; it must be an address or a Node, = and a weight \
+         from 0 to {WEIGHT_MAX}"
+    )]
+    Weight {
+        /// What stands there.
+        entry: String,
+    },
+    /// Too many weights.
+    #[error(
+        "annotation {ANNOTATION_ENDPOINT_WEIGHTS}: what comes after the first {WEIGHTS_MAX} entries is left out; name \
+         Nodes instead of addresses, or only what is not 1"
+    )]
+    TooManyWeights,
+}
+
+/// What a person wrote may be long; a message is not.
+fn short(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
 /// Schedulers by name.
@@ -51,11 +103,7 @@ impl Scheduling {
             |name: &str| service.metadata.annotations.as_ref()?.get(name).map(|text| text.trim());
         match annotation(ANNOTATION_SCHEDULER) {
             Some(name) if schedulers().any(|known| known == name) => scheduling.scheduler = Some(name.into()),
-            Some(name) => {
-                // What a person wrote may be long; a message is not.
-                let name = name.chars().take(64).collect();
-                scheduling.unusable.push(Unusable::Scheduler { name });
-            }
+            Some(name) => scheduling.unusable.push(Unusable::Scheduler { name: short(name) }),
             None => {}
         }
         if let Some(text) = annotation(ANNOTATION_SCHEDULER_FLAGS) {
@@ -65,8 +113,7 @@ impl Scheduling {
                     "Fallback" => flags.push(SchedulerFlag::Fallback),
                     "Port" => flags.push(SchedulerFlag::Port),
                     _ => {
-                        let name = word.chars().take(64).collect();
-                        scheduling.unusable.push(Unusable::Flag { name });
+                        scheduling.unusable.push(Unusable::Flag { name: short(word) });
                     }
                 }
             }
@@ -74,7 +121,31 @@ impl Scheduling {
             flags.dedup();
             scheduling.flags = Some(flags);
         }
+        if let Some(text) = annotation(ANNOTATION_DRAIN_TIMEOUT) {
+            scheduling.drain_timeout_seconds = drain_seconds(text);
+            if scheduling.drain_timeout_seconds.is_none() {
+                scheduling.unusable.push(Unusable::DrainTimeout { text: short(text) });
+            }
+        }
+        if let Some(text) = annotation(ANNOTATION_ENDPOINT_WEIGHTS) {
+            let mut entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            for entry in entries.by_ref().take(WEIGHTS_MAX) {
+                if !scheduling.weights.add(entry) {
+                    scheduling.unusable.push(Unusable::Weight { entry: short(entry) });
+                }
+            }
+            if entries.next().is_some() {
+                scheduling.unusable.push(Unusable::TooManyWeights);
+            }
+        }
         scheduling
+    }
+
+    /// Weight of an endpoint, where it is not 1. An address counts for more than a Node.
+    pub(super) fn weight(&self, address: IpAddr, node: Option<&str>) -> Option<i32> {
+        let Weights { by_address, by_node } = &self.weights;
+        let weight = by_address.get(&address).or_else(|| by_node.get(node?)).copied();
+        weight.filter(|weight| *weight != 1)
     }
 
     /// The scheduler, `default` where the Service names none.
@@ -91,6 +162,28 @@ impl Scheduling {
             _ => Vec::new(),
         }
     }
+}
+
+impl Weights {
+    /// Takes one `what=weight`; whether it makes sense.
+    fn add(&mut self, entry: &str) -> bool {
+        let Some((what, weight)) = entry.split_once('=') else { return false };
+        let (what, weight) = (what.trim(), weight.trim().parse::<i32>());
+        let Some(weight) = weight.ok().filter(|weight| (0..=WEIGHT_MAX).contains(weight)) else {
+            return false;
+        };
+        match what.parse::<IpAddr>() {
+            Ok(address) => _ = self.by_address.insert(address, weight),
+            Err(_) if what.is_empty() || what.len() > 253 => return false,
+            Err(_) => _ = self.by_node.insert(what.into(), weight),
+        }
+        true
+    }
+}
+
+fn drain_seconds(text: &str) -> Option<i32> {
+    let time = text.parse::<SignedDuration>().ok().filter(|time| time.subsec_nanos() == 0)?;
+    i32::try_from(time.as_secs()).ok().filter(|seconds| (0..=DRAIN_SECONDS_MAX).contains(seconds))
 }
 
 fn persistence_seconds(service: &Service) -> Option<i32> {

@@ -9,7 +9,8 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nodenet_crds::{
-    ANNOTATION_SCHEDULER, ANNOTATION_SCHEDULER_FLAGS, LABEL_SERVICE_NAME, PortPlan, SchedulerFlag,
+    ANNOTATION_DRAIN_TIMEOUT, ANNOTATION_ENDPOINT_WEIGHTS, ANNOTATION_SCHEDULER, ANNOTATION_SCHEDULER_FLAGS,
+    LABEL_SERVICE_NAME, PortPlan, SchedulerFlag,
 };
 
 fn port(name: &str, protocol: &str, port: i32, node_port: Option<i32>) -> ApiPort {
@@ -39,6 +40,15 @@ fn service(ips: &[&str], ports: Vec<ApiPort>) -> Service {
 type Pod = (&'static str, Option<bool>, Option<bool>, Option<bool>);
 
 fn slice(address_type: &str, ports: &[(&str, &str, i32)], pods: &[Pod]) -> EndpointsInfo {
+    slice_on(None, address_type, ports, pods)
+}
+
+fn slice_on(
+    node: Option<&str>,
+    address_type: &str,
+    ports: &[(&str, &str, i32)],
+    pods: &[Pod],
+) -> EndpointsInfo {
     let slice = EndpointSlice {
         metadata: ObjectMeta {
             namespace: Some("default".into()),
@@ -55,6 +65,7 @@ fn slice(address_type: &str, ports: &[(&str, &str, i32)], pods: &[Pod]) -> Endpo
                     serving: *serving,
                     terminating: *terminating,
                 }),
+                node_name: node.map(str::to_owned),
                 ..Default::default()
             })
             .collect(),
@@ -202,6 +213,49 @@ fn a_service_may_name_its_scheduler() {
     assert_eq!(planned(&web, "rr"), ("rr".to_owned(), vec![], 2));
     let words = ServiceInfo::new(&web).unusable()[0].to_string();
     assert!(words.contains("\"fastest\"") && words.contains("wlc"), "{words}");
+}
+
+#[test]
+fn a_service_may_say_how_long_its_endpoints_take_to_leave() {
+    let planned = |text: &str| {
+        let mut web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
+        let annotation = (ANNOTATION_DRAIN_TIMEOUT.to_owned(), text.to_owned());
+        web.metadata.annotations = Some(BTreeMap::from([annotation]));
+        let words: Vec<String> = ServiceInfo::new(&web).unusable().iter().map(ToString::to_string).collect();
+        (plan(&web, &[])[0].drain_timeout_seconds, words)
+    };
+    for (text, seconds) in
+        [("90s", 90), ("0s", 0), ("5m", 300), ("1m 30s", 90), (" 1h30m ", 5400), ("24h", 86_400)]
+    {
+        assert_eq!(planned(text), (Some(seconds), vec![]), "{text}");
+    }
+    for text in ["", "90", "-5s", "1500ms", "25h", "soon"] {
+        let (seconds, words) = planned(text);
+        assert_eq!((seconds, words.len()), (None, 1), "{text}");
+        assert!(words[0].contains("nodenet.dev/drain-timeout") && words[0].contains("90s"), "{words:?}");
+    }
+}
+
+#[test]
+fn a_service_may_weigh_its_endpoints_by_address_and_by_node() {
+    let planned = |text: &str| {
+        let mut web = service(&["10.96.0.1"], vec![port("http", "TCP", 80, None)]);
+        let annotation = (ANNOTATION_ENDPOINT_WEIGHTS.to_owned(), text.to_owned());
+        web.metadata.annotations = Some(BTreeMap::from([annotation]));
+        let words: Vec<String> = ServiceInfo::new(&web).unusable().iter().map(ToString::to_string).collect();
+        let pods = [("10.1.0.1", T, T, F), ("10.1.0.2", T, T, F)];
+        let a = slice_on(Some("big"), "IPv4", &[("http", "TCP", 8080)], &pods);
+        let b = slice("IPv4", &[("http", "TCP", 8080)], &[("10.1.0.3", T, T, F)]);
+        let weights: Vec<_> = plan(&web, &[a, b])[0].endpoints.iter().map(|e| e.weight).collect();
+        (weights, words)
+    };
+    assert_eq!(planned("big=3, 10.1.0.2=0,"), (vec![Some(3), Some(0), None], vec![]));
+    assert_eq!(planned("10.1.0.3=65535,big=1"), (vec![None, None, Some(65_535)], vec![]));
+    let (weights, words) = planned("big=65536,big,=3,10.1.0.1=-1,10.1.0.2=2");
+    assert_eq!((weights, words.len()), (vec![None, Some(2), None], 4));
+    assert!(words[0].contains("big=65536") && words[0].contains("0 to 65535"), "{words:?}");
+    let many: Vec<String> = (0..300).map(|i| format!("n{i}=2")).collect();
+    assert_eq!(planned(&many.join(",")).1.len(), 1);
 }
 
 #[test]

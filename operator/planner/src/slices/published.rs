@@ -35,9 +35,13 @@ impl Slices {
         }
         slice.unreadable = false;
         let want = &slice.want;
-        let share = |plan: ServicePlan| match want.get(&key_of(&plan)) {
-            Some(entry) if *entry.plan == plan => Arc::clone(&entry.plan),
-            _ => Arc::new(plan),
+        // What a newer operator wrote is not this one's to go on with.
+        let share = |plan: ServicePlan| {
+            let plan = plan.known();
+            match want.get(&key_of(&plan)) {
+                Some(entry) if *entry.plan == plan => Arc::clone(&entry.plan),
+                _ => Arc::new(plan),
+            }
         };
         let entries: Vec<_> = object.spec.services.into_iter().map(share).collect();
         if answered {
