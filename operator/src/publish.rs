@@ -295,10 +295,14 @@ impl Publisher {
             namespace => namespace,
         };
         let now = Timestamp::now();
+        // As client-go names them: unique by time.
+        let by_time = format!("{}.{:x}", event.regarding.name, now.as_nanosecond());
         let mut body = ApiEvent {
             metadata: ObjectMeta {
-                // As client-go names them: unique by time.
-                name: Some(format!("{}.{:x}", event.regarding.name, now.as_nanosecond())),
+                name: Some(match event.regarding.kind {
+                    Kind::Service => format!("{}.{:016x}", event.regarding.name, content(event)),
+                    _ => by_time.clone(),
+                }),
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
@@ -313,7 +317,18 @@ impl Publisher {
             ..ApiEvent::default()
         };
         let api: Api<ApiEvent> = Api::namespaced(self.client.clone(), namespace);
-        let result = api.create(&PostParams::default(), &body).await;
+        let mut result = api.create(&PostParams::default(), &body).await;
+        if let Err(kube::Error::Api(status)) = &result
+            && status.code == 409
+        {
+            // The same was said within the time that Events are kept: by the last leader, or before it was put right and
+            // broken again.
+            if event.again {
+                return Ok(None);
+            }
+            body.metadata.name = Some(by_time);
+            result = api.create(&PostParams::default(), &body).await;
+        }
         if let Err(kube::Error::Api(status)) = &result
             && status.code == 422
             && event.regarding.namespace.is_empty()
@@ -326,6 +341,13 @@ impl Publisher {
         }
         result.map(|_| None)
     }
+}
+
+/// A number that follows from what an Event says of which object (FNV-1a): the next leader finds the same one.
+fn content(event: &Event) -> u64 {
+    let parts = [event.uid.as_deref().unwrap_or_default(), event.reason, &event.note];
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Replaces the spec of the version that is expected; labels and annotations of other hands stay. Server-side apply

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,11 @@ use crate::access::{Access, AccessError, one};
 
 /// A request that its caller gives up sooner says nothing about the server. Shorter than any caller's own limit.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is asked of a server that left a request without an answer, and how long it has for that: it is given up only if it
+/// answers nothing at all, not because it is slow with one thing.
+const QUESTION: &str = "/livez";
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// The API servers, and what is known about reaching them.
 #[derive(Clone)]
@@ -39,7 +44,8 @@ impl ApiServers {
         let mut list = Vec::new();
         for config in configs {
             let uri = config.cluster_url.clone();
-            list.push(Server { name: name(&uri), client: one(config)?, given_up: watch::channel(0).0 });
+            let (client, asked) = (one(config)?, AtomicBool::new(false));
+            list.push(Server { name: name(&uri), client, asked, given_up: watch::channel(0).0 });
         }
         let servers = Arc::new(Servers { list, current: AtomicUsize::new(0), requests: AtomicU64::new(0) });
         let client = Client::new(FailOver { servers: servers.clone() }, namespace);
@@ -80,6 +86,8 @@ pub fn unanswered(error: &kube::Error) -> bool {
 struct Server {
     name: String,
     client: Client,
+    /// It is being asked whether it lives.
+    asked: AtomicBool,
     /// How often it was given up. What streams from it ends when this changes: a watch on a dead server must not wait
     /// for its idle timeout.
     given_up: watch::Sender<u64>,
@@ -123,6 +131,33 @@ impl Servers {
         if first {
             self.advance(failed);
         }
+    }
+
+    /// A request was left without an answer: the next ones go elsewhere, and what else waits for this server goes on
+    /// unless it does not answer the simplest question either.
+    fn doubt(self: &Arc<Self>, at: usize, seen: u64) {
+        self.advance(at);
+        let Some(server) = self.at(at) else { return };
+        // Where the runtime ends, so do the requests.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if server.asked.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let servers = Arc::clone(self);
+        runtime.spawn(async move {
+            let Some(server) = servers.at(at) else { return };
+            let question = Request::get(QUESTION).body(Body::empty());
+            let answered = match question {
+                Ok(question) => tokio::time::timeout(ANSWER, server.client.send(question)).await,
+                // It is a constant.
+                Err(_) => return,
+            };
+            server.asked.store(false, Ordering::Relaxed);
+            // Whatever it says, it speaks.
+            if !matches!(answered, Ok(Ok(_))) {
+                servers.give_up(at, seen);
+            }
+        });
     }
 
     async fn send(self: Arc<Self>, request: Request<Body>) -> Result<Response<Severable>, kube::Error> {
@@ -178,7 +213,7 @@ impl Servers {
 /// Notices that the caller gave a request up for lack of an answer: it is dropped then. A server that takes connections
 /// and answers nothing would be used for ever otherwise.
 struct Patience<'a> {
-    servers: &'a Servers,
+    servers: &'a Arc<Servers>,
     at: usize,
     seen: u64,
     /// When the request went out, until there is an answer.
@@ -188,7 +223,7 @@ struct Patience<'a> {
 impl Drop for Patience<'_> {
     fn drop(&mut self) {
         if self.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
-            self.servers.give_up(self.at, self.seen);
+            self.servers.doubt(self.at, self.seen);
         }
     }
 }

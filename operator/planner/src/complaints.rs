@@ -1,6 +1,6 @@
 //! What is wrong with Services: told once, as Events of theirs. A Service has no status of ours to say it in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::output::{Event, EventType};
@@ -23,13 +23,21 @@ pub(crate) struct Complaint {
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
     told: BTreeMap<Named, Vec<Complaint>>,
+    /// Services that were there when this process began to lead and that it has not looked at yet.
+    from_before: BTreeSet<Named>,
     events: Vec<Event>,
 }
 
 impl Complaints {
+    /// Takes over from a leader that may have told what is wrong with these Services.
+    pub(crate) fn adopt(&mut self, services: impl Iterator<Item = Named>) {
+        self.from_before.extend(services);
+    }
+
     /// All that is wrong with a Service now. What was not wrong before becomes an Event.
     pub(crate) fn set(&mut self, service: &Named, uid: Option<&Arc<str>>, mut now: Vec<Complaint>) {
         now.truncate(MOST);
+        let again = self.from_before.remove(service);
         let before = self.told.remove(service).unwrap_or_default();
         for complaint in now.iter().filter(|complaint| !before.contains(complaint)) {
             self.events.push(Event {
@@ -39,6 +47,7 @@ impl Complaints {
                 reason: complaint.reason,
                 action: "Plan",
                 note: complaint.note.clone(),
+                again,
             });
         }
         if !now.is_empty() {

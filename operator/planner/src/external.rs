@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_crds::{Frontend, FrontendKind, Protocol, ServicePlan};
 
@@ -22,6 +23,9 @@ pub(crate) struct External {
     claims: Claims<Place>,
     /// Services that want any, by their name in a claim.
     services: BTreeMap<String, Named>,
+    /// Who names which address, whether he gets it or not.
+    named: BTreeMap<IpAddr, BTreeSet<Named>>,
+    addresses: BTreeMap<Named, BTreeSet<IpAddr>>,
     /// By what they were judged last; `None`: some could not be.
     judged: Option<u64>,
 }
@@ -42,6 +46,29 @@ impl External {
             return BTreeSet::new();
         }
         self.services.values().cloned().collect()
+    }
+
+    /// Services that name an address within these: whose they are may have changed.
+    pub(crate) fn within(&self, ranges: &BTreeSet<IpNet>) -> BTreeSet<Named> {
+        let within = |range: &IpNet| self.named.range(range.network()..=range.broadcast());
+        ranges.iter().flat_map(within).flat_map(|(_, services)| services).cloned().collect()
+    }
+
+    fn set_named(&mut self, service: &Named, addresses: BTreeSet<IpAddr>) {
+        for address in self.addresses.remove(service).unwrap_or_default().difference(&addresses) {
+            if let Some(services) = self.named.get_mut(address) {
+                services.remove(service);
+                if services.is_empty() {
+                    self.named.remove(address);
+                }
+            }
+        }
+        for address in &addresses {
+            self.named.entry(*address).or_default().insert(service.clone());
+        }
+        if !addresses.is_empty() {
+            self.addresses.insert(service.clone(), addresses);
+        }
     }
 
     /// A Service could not be judged.
@@ -82,6 +109,7 @@ impl External {
     /// The Service wants no such address, or is gone. Returns those that may have its places now.
     pub(crate) fn remove(&mut self, service: &Named) -> BTreeSet<Named> {
         let name = service.to_string();
+        self.set_named(service, BTreeSet::new());
         match self.services.remove(&name) {
             Some(_) => {
                 let others = self.claims.remove(&name);
@@ -104,6 +132,7 @@ impl External {
         if info.external.is_empty() {
             return Judged { others: self.remove(service), ..Judged::default() };
         }
+        self.set_named(service, info.external.iter().map(|(_, address)| *address).collect());
         let mut complaints = Vec::new();
         let mut usable = Vec::new();
         for (kind, address) in &info.external {

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::accept::{Claims, Facts};
 use crate::agents::Agents;
 use crate::complaints::Complaints;
@@ -60,6 +62,8 @@ pub struct Index {
 
     /// Grows with every change of a Node or of a node's interfaces: specs must be judged again.
     epoch: u64,
+    /// Addresses and ranges of the cluster that came or went: Services that name one from outside are judged again.
+    moved: BTreeSet<IpNet>,
     todo_vips: BTreeSet<String>,
     todo_services: BTreeSet<Named>,
     todo_nodes: BTreeSet<String>,
@@ -96,6 +100,7 @@ impl Index {
             in_force: Claims::default(),
             near: BTreeMap::new(),
             epoch: 0,
+            moved: BTreeSet::new(),
             todo_vips: BTreeSet::new(),
             todo_services: BTreeSet::new(),
             todo_nodes: BTreeSet::new(),

@@ -22,12 +22,22 @@ pub(crate) struct InsideNumbers {
     of: BTreeMap<Named, BTreeMap<Port, i32>>,
     used: BTreeSet<i32>,
     last: i32,
+    /// A slice is there that could not be read: which numbers it holds is not known, so none is given.
+    blind: bool,
+    /// Services that lack a number because of that.
+    waiting: BTreeSet<Named>,
 }
 
 impl InsideNumbers {
-    /// Takes over the numbers that are published.
-    pub(crate) fn adopt<'a>(published: impl Iterator<Item = &'a ServicePlan>) -> Self {
-        let mut numbers = Self::default();
+    /// Takes over the numbers that are published; `blind` says that there are some that cannot be read. Returns the
+    /// Services that waited until all can.
+    pub(crate) fn adopt<'a>(
+        &mut self,
+        published: impl Iterator<Item = &'a ServicePlan>,
+        blind: bool,
+    ) -> BTreeSet<Named> {
+        self.blind = blind;
+        let numbers = self;
         for plan in published {
             let service = Named::new(&plan.namespace, &plan.name);
             for port in &plan.ports {
@@ -41,12 +51,18 @@ impl InsideNumbers {
                 }
             }
         }
-        numbers
+        if blind { BTreeSet::new() } else { std::mem::take(&mut numbers.waiting) }
+    }
+
+    /// Whether numbers were not known when it was looked last.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.blind
     }
 
     /// Gives each port of a Service that needs one its number and takes back those that it needs no longer. Returns
-    /// whether there were too few.
+    /// whether one got none.
     pub(crate) fn assign(&mut self, service: &Named, ports: &mut [PortPlan]) -> bool {
+        self.waiting.remove(service);
         let mut before = self.of.remove(service).unwrap_or_default();
         let mut now: BTreeMap<Port, i32> = BTreeMap::new();
         for port in ports.iter().filter(|port| parted(port)) {
@@ -70,11 +86,17 @@ impl InsideNumbers {
         if !now.is_empty() {
             self.of.insert(service.clone(), now);
         }
+        if too_few && self.blind {
+            self.waiting.insert(service.clone());
+        }
         too_few
     }
 
     /// A free number, as long unused as can be: agents may still be about to take the last user's away.
     fn next(&mut self) -> Option<i32> {
+        if self.blind {
+            return None;
+        }
         let after = self.last + 1..=GREATEST;
         let free = after.chain(1..=self.last).find(|number| !self.used.contains(number))?;
         self.used.insert(free);
@@ -136,13 +158,35 @@ mod tests {
             ..ServicePlan::default()
         };
         // The second claims the same number: only one can have it.
-        let mut all = InsideNumbers::adopt([&plan("a"), &plan("b")].into_iter());
+        let mut all = InsideNumbers::default();
+        all.adopt([&plan("a"), &plan("b")].into_iter(), false);
         let mut ports = [port("http", TrafficPolicy::Local)];
         all.assign(&a, &mut ports);
         assert_eq!(numbers(&ports), [Some(7)]);
         let mut ports = [port("http", TrafficPolicy::Local)];
         all.assign(&Named::new("x", "b"), &mut ports);
         assert_eq!(numbers(&ports), [Some(8)]);
+    }
+
+    #[test]
+    fn no_number_is_given_that_may_stand_where_nothing_can_be_read() {
+        let (a, b) = (Named::new("x", "a"), Named::new("x", "b"));
+        let mut published = port("", TrafficPolicy::Local);
+        published.inside_number = Some(1);
+        let plan = |name: &str| ServicePlan {
+            namespace: "x".to_owned(),
+            name: name.to_owned(),
+            ports: vec![published.clone()],
+            ..ServicePlan::default()
+        };
+        let mut all = InsideNumbers::default();
+        all.adopt(std::iter::empty(), true);
+        let mut ports = [port("", TrafficPolicy::Local)];
+        assert!(all.assign(&b, &mut ports));
+        assert_eq!(numbers(&ports), [None]);
+        assert_eq!(all.adopt([&plan("a")].into_iter(), false), [b.clone()].into());
+        assert!(!all.assign(&b, &mut ports) && !all.assign(&a, &mut [port("", TrafficPolicy::Local)]));
+        assert_eq!(numbers(&ports), [Some(2)]);
     }
 
     #[test]

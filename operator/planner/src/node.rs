@@ -2,7 +2,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -64,6 +64,13 @@ impl NodeInfo {
             primary: [false, true].into_iter().filter_map(first).collect(),
             pod_cidrs: cidrs.iter().chain(single).filter_map(|c| c.parse().ok()).collect(),
         }
+    }
+}
+
+impl NodeInfo {
+    /// Its addresses, and its pod networks.
+    pub(crate) fn ranges(&self) -> BTreeSet<IpNet> {
+        self.addresses.iter().copied().map(IpNet::from).chain(self.pod_cidrs.iter().copied()).collect()
     }
 }
 

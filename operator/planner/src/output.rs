@@ -136,4 +136,7 @@ pub struct Event {
     pub action: &'static str,
     /// One sentence for people, at most 1024 characters.
     pub note: String,
+    /// It was so when this process began to lead, so another one may have told it: where there is an Event that says the
+    /// same of the same object, that is enough.
+    pub again: bool,
 }

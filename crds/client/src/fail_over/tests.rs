@@ -12,6 +12,8 @@ enum Manner {
     Begin,
     /// Takes the connection and says nothing.
     Silent,
+    /// Says nothing to what has a body; begins an answer to all else.
+    Slow,
     /// 503.
     Busy,
 }
@@ -31,7 +33,10 @@ async fn server(manner: Manner) -> String {
                         "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                         body.len()
                     ),
-                    Manner::Begin => "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbegun".to_owned(),
+                    Manner::Slow if !body.is_empty() => String::new(),
+                    Manner::Begin | Manner::Slow => {
+                        "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbegun".to_owned()
+                    }
                     Manner::Silent => String::new(),
                     Manner::Busy => "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_owned(),
                 };
@@ -127,5 +132,20 @@ async fn a_busy_server_is_left_and_its_streams_go_on() {
     let answer = servers.client().send(hello()).await.unwrap();
     assert_eq!(answer.status(), 503);
     assert_eq!(servers.in_use(), up);
+    assert!(!stream.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn a_request_that_a_living_server_left_unanswered_severs_nothing() {
+    let slow = server(Manner::Slow).await;
+    let servers = access(&[&slow]).await;
+    let client = servers.client();
+    let stream = servers.servers.list[0].given_up.subscribe();
+    let patient = PATIENCE + Duration::from_millis(100);
+    assert!(tokio::time::timeout(patient, client.send(hello())).await.is_err());
+    let server = &servers.servers.list[0];
+    while server.asked.load(Ordering::Relaxed) {
+        tokio::task::yield_now().await;
+    }
     assert!(!stream.has_changed().unwrap());
 }

@@ -28,9 +28,11 @@ impl Index {
         if !self.slices_adopted && self.has(&[Kind::NodeNetSlice, Kind::Service]) {
             let services = &self.facts.services;
             self.slices.adopt(|s| services.get(s).map(|i| Arc::clone(&i.uid)));
-            self.inside = InsideNumbers::adopt(self.slices.published());
+            self.inside = InsideNumbers::default();
+            self.inside.adopt(self.slices.published(), self.slices.any_unreadable());
             let services = &self.facts.services;
             self.external.adopt(self.slices.published(), |s| services.get(s).and_then(|info| info.created));
+            self.complaints.adopt(self.facts.services.keys().cloned());
             self.slices_adopted = true;
             adopted = true;
         }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{Index, service_key};
 use crate::accept;
 use crate::node::NodeInfo;
@@ -110,6 +112,8 @@ impl Index {
                 if before == Some(&info) {
                     return keys;
                 }
+                let (old, new) = (before.map(NodeInfo::ranges).unwrap_or_default(), info.ranges());
+                self.moved.extend(old.symmetric_difference(&new));
                 self.facts.nodes.insert(name.name.clone(), info);
                 self.epoch += 1;
                 keys.extend(self.all_vips());
@@ -149,7 +153,11 @@ impl Index {
             Object::VirtualIP(object) => keys.extend(self.upsert_vip(*object)),
             Object::NodeNetState(state) => {
                 let info = self.facts.states.entry(name.name.clone()).or_default();
+                let before = info.reported_ranges();
                 let change = info.observe(*state, answer, now.monotonic);
+                if change.interfaces {
+                    self.moved.extend(before.into_iter().chain(info.reported_ranges()));
+                }
                 for address in info.may_have() {
                     self.near.entry(address).or_default().insert(name.name.clone());
                 }
@@ -282,6 +290,7 @@ impl Index {
         if now == self.facts.api_servers {
             return Vec::new();
         }
+        self.moved.extend(now.symmetric_difference(&self.facts.api_servers).copied().map(IpNet::from));
         self.facts.api_servers = now;
         self.epoch += 1;
         self.all_vips().collect()
@@ -306,7 +315,8 @@ impl Index {
         let named = || Named::new(&object.namespace, &object.name);
         match object.kind {
             Kind::Node => {
-                if self.facts.nodes.remove(&object.name).is_some() {
+                if let Some(node) = self.facts.nodes.remove(&object.name) {
+                    self.moved.extend(node.ranges());
                     self.epoch += 1;
                     keys.extend(self.all_vips());
                     keys.insert(Key::Node(object.name.clone()));
@@ -332,6 +342,7 @@ impl Index {
             }
             Kind::NodeNetState => {
                 if let Some(state) = self.facts.states.get_mut(&object.name) {
+                    self.moved.extend(state.reported_ranges());
                     state.gone();
                     self.epoch += 1;
                     for address in state.may_have() {

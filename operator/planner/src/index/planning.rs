@@ -73,9 +73,12 @@ impl Index {
             planned.insert(name);
         }
         if slices_ready {
-            let version = self.epoch + self.in_force.version();
             if self.vips_adopted && self.has(&FOR_EXTERNAL) {
-                self.todo_services.extend(self.external.outdated(version));
+                self.todo_services.extend(self.external.outdated(self.in_force.version()));
+                self.todo_services.extend(self.external.within(&std::mem::take(&mut self.moved)));
+            }
+            if self.inside.is_blind() && !self.slices.any_unreadable() {
+                self.todo_services.extend(self.inside.adopt(self.slices.published(), false));
             }
             while let Some(service) = self.todo_services.pop_first() {
                 let new = self.plan_service(&service);
@@ -157,7 +160,8 @@ impl Index {
         let mut planned = plan_service(info, endpoints, &bound, scheduler);
         let ports = planned.as_mut().map(|planned| planned.ports.as_mut_slice()).unwrap_or_default();
         let too_few = self.inside.assign(service, ports);
-        self.complaints.set(service, Some(&info.uid), complaints(info, refused, too_few));
+        let unknown = self.inside.is_blind();
+        self.complaints.set(service, Some(&info.uid), complaints(info, refused, too_few, unknown));
         let before = on_virtual_ips(self.slices.plan_of(service));
         let uid = Arc::clone(&info.uid);
         if !self.slices.set(service, &uid, planned) {
@@ -248,13 +252,23 @@ impl Index {
     }
 }
 
-fn complaints(service: &ServiceInfo, refused: Vec<Complaint>, too_few_numbers: bool) -> Vec<Complaint> {
+fn complaints(
+    service: &ServiceInfo,
+    refused: Vec<Complaint>,
+    too_few_numbers: bool,
+    numbers_unknown: bool,
+) -> Vec<Complaint> {
     let annotations = service.unusable().iter();
     let mut all: Vec<Complaint> = annotations
         .map(|unusable| Complaint { reason: "AnnotationIgnored", note: unusable.to_string() })
         .collect();
     all.extend(refused);
-    if too_few_numbers {
+    if too_few_numbers && numbers_unknown {
+        let note = "externalTrafficPolicy Local: a NodeNetSlice cannot be read, and which numbers it holds is not known; \
+                    until it can be, or is deleted, nodes and their pods reach the endpoints of their own node only by \
+                    this one's node port and external addresses";
+        all.push(Complaint { reason: "TooManyLocalPorts", note: note.to_owned() });
+    } else if too_few_numbers {
         let note = "externalTrafficPolicy Local: more than 2047 ports have it; nodes and their pods reach the \
                     endpoints of their own node only by this one's node port and external addresses";
         all.push(Complaint { reason: "TooManyLocalPorts", note: note.to_owned() });

@@ -318,5 +318,6 @@ fn event(
         reason,
         action,
         note,
+        again: false,
     }
 }

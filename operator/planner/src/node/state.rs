@@ -292,6 +292,13 @@ impl StateInfo {
         Some(faults.last + doubled.min(FAULT_PAUSE_MAX))
     }
 
+    /// The addresses of its interfaces and its gateways, as reported.
+    pub(crate) fn reported_ranges(&self) -> BTreeSet<IpNet> {
+        let interfaces = self.status.iter().flat_map(|s| &s.interfaces).flat_map(|i| &i.addresses);
+        let gateways = self.status.iter().flat_map(|s| &s.gateways).filter_map(|text| text.parse().ok());
+        interfaces.filter_map(|text| address_of(text)).chain(gateways).map(IpNet::from).collect()
+    }
+
     /// Whether the agent has reported its interfaces.
     pub(crate) fn reported(&self) -> Option<&NodeNetStateStatus> {
         self.status.as_ref().filter(|s| !s.interfaces.is_empty())

@@ -82,6 +82,11 @@ impl Slices {
         }
     }
 
+    /// Whether a slice exists that could never be read.
+    pub(crate) fn any_unreadable(&self) -> bool {
+        self.slices.values().any(|slice| slice.unreadable)
+    }
+
     /// A slice is gone.
     pub(crate) fn gone(&mut self, name: &str) -> bool {
         let Some(slice) = self.slices.get_mut(name) else { return false };
