@@ -2,7 +2,9 @@
 //!
 //! Consistency is per Service: a plan is complete when all its `parts` of one `revision` are there. A plan that moves
 //! is written to its new slice (with a higher revision) before it leaves the old one, so a reader takes the highest
-//! complete revision of each `uid` and never sees a Service without a plan.
+//! complete revision of each `uid` and never sees a Service without a plan. The parts of one revision change one by one as
+//! far as their endpoints go: each endpoint stands in one part, so a reader who has some parts as they were and some as
+//! they are now has all endpoints that stay and none that never was. Anything else that changes is a new revision.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -66,7 +68,8 @@ pub struct ServicePlan {
     /// UID of the Service: a Service that was deleted and made again is another one.
     #[schemars(length(min = 1, max = 64))]
     pub uid: String,
-    /// Revision of this plan; all its parts carry the same. The highest complete one counts.
+    /// Revision of this plan; all its parts carry the same. The highest complete one counts. Of a plan of several parts it
+    /// stays the same while only endpoints change.
     #[schemars(range(min = 0))]
     pub revision: i64,
     /// Which part this is, from 0.

@@ -68,6 +68,80 @@ async fn one_endpoint_change_is_one_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_update_of_a_large_service_rewrites_only_the_parts_that_it_touches() {
+    const SLICES: usize = 10;
+    const EACH: usize = 500;
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    cluster.service("large").await;
+    let address = |n: usize| format!("10.{}.{}.{}", 10 + n / 62_500, n / 250 % 250, n % 250 + 1);
+    let mut slices: Vec<Vec<String>> =
+        (0..SLICES).map(|s| (0..EACH).map(|e| address(s * EACH + e)).collect()).collect();
+    for (s, addresses) in slices.iter().enumerate() {
+        cluster.endpoint_slice("large", s, addresses).await;
+    }
+    let all = |slices: &[Vec<String>]| {
+        let mut all: Vec<String> = slices.concat();
+        all.sort();
+        Some(all)
+    };
+    let operator = cluster.operator("a");
+    cluster.until("published", async || cluster.published("large").await == all(&slices)).await;
+    operator.settled().await;
+    let parts = cluster.slices().await.len();
+    assert!(parts > 10, "{parts} parts");
+    let mut next = 100_000;
+    let mut replace = |addresses: &mut [String]| {
+        for address_ in addresses {
+            *address_ = address(next);
+            next += 1;
+        }
+    };
+    for (round, count) in [1, 1, 25, 25, 25, 25].into_iter().enumerate() {
+        let before = operator.writes();
+        replace(&mut slices[round][..count]);
+        cluster.endpoint_slice("large", round, &slices[round]).await;
+        let took =
+            cluster.until("published", async || cluster.published("large").await == all(&slices)).await;
+        operator.settled().await;
+        let writes = operator.writes() - before;
+        println!("{count} of {} endpoints: {writes} writes of {parts} parts, {took:?}", SLICES * EACH);
+        // Those of one EndpointSlice stand side by side in the first layout.
+        assert!(writes <= if count == 1 { 1 } else { 2 }, "{writes} writes\n{}", operator.log());
+    }
+    let operator = {
+        operator.terminate().await;
+        cluster.operator("b")
+    };
+    cluster.until("it leads", async || operator.leads()).await;
+    operator.settled().await;
+    assert_eq!(operator.writes(), 0, "{}", operator.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_wrong_is_one_event_whoever_leads() {
+    let Some(cluster) = Cluster::empty().await else { return };
+    cluster.node("n1", "192.168.0.11").await;
+    cluster.service("web").await;
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    let wrong = json!({ "metadata": { "annotations": { "nodenet.dev/scheduler": "fastest" } } });
+    services.patch("web", &PatchParams::default(), &Patch::Merge(&wrong)).await.unwrap();
+    let events: Api<Event> = Api::namespaced(cluster.client.clone(), "default");
+    let told = async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        all.items.into_iter().filter(|e| e.reason.as_deref() == Some("AnnotationIgnored")).count()
+    };
+    for name in ["a", "b"] {
+        let operator = cluster.operator(name);
+        cluster.until("it leads", async || operator.leads()).await;
+        cluster.until("it is told", async || told().await == 1).await;
+        operator.settled().await;
+        assert_eq!(told().await, 1, "{}", operator.log());
+        operator.terminate().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_and_a_status_change_write_nothing() {
     let Some(cluster) = Cluster::empty().await else { return };
     cluster.node("n1", "192.168.0.11").await;

@@ -25,6 +25,7 @@ mod complaints;
 mod external;
 mod index;
 mod inside;
+mod layout;
 mod node;
 mod output;
 mod parts;

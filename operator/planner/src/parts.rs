@@ -3,7 +3,7 @@
 use nodenet_crds::{Endpoint, PortPlan, ServicePlan};
 
 /// Most endpoints of one port in one part and ports in one part (the schema's bounds).
-const ENDPOINTS_MAX: usize = 1000;
+pub(crate) const ENDPOINTS_MAX: usize = 1000;
 const PORTS_MAX: usize = 100;
 
 /// Length of the JSON of `plan`, roughly: close enough to shard by, without writing it down.
@@ -13,7 +13,7 @@ pub(crate) fn json_bytes(plan: &ServicePlan) -> usize {
     80 + plan.namespace.len() + plan.name.len() + plan.uid.len() + health_check + ports
 }
 
-fn port_bytes(port: &PortPlan) -> usize {
+pub(crate) fn port_bytes(port: &PortPlan) -> usize {
     let frontends =
         port.frontends.iter().map(|f| 45 + f.address.as_ref().map_or(0, |a| a.len() + 13)).sum::<usize>();
     let endpoints = port.endpoints.iter().map(endpoint_bytes).sum::<usize>();
@@ -32,7 +32,7 @@ fn port_bytes(port: &PortPlan) -> usize {
         + endpoints
 }
 
-fn endpoint_bytes(endpoint: &Endpoint) -> usize {
+pub(crate) fn endpoint_bytes(endpoint: &Endpoint) -> usize {
     let node = endpoint.node.as_ref().map_or(0, |node| node.len() + 10);
     let names = |list: &[String], field: usize| match list {
         [] => 0,
@@ -41,6 +41,30 @@ fn endpoint_bytes(endpoint: &Endpoint) -> usize {
     let hints = names(&endpoint.for_zones, 15) + names(&endpoint.for_nodes, 15);
     let weight = endpoint.weight.map_or(0, |_| 13);
     28 + endpoint.address.len() + node + hints + weight + if endpoint.terminating { 19 } else { 0 }
+}
+
+/// How far the parts of a new layout are filled: what comes later has room.
+pub(crate) fn fill(part_bytes: usize) -> usize {
+    part_bytes - part_bytes / 4
+}
+
+/// The ports of a Service in parts: one while it fits, else several with some room in each.
+pub(crate) fn lay_out(ports: Vec<PortPlan>, part_bytes: usize) -> Vec<Vec<PortPlan>> {
+    let mut parts = split(ports, part_bytes);
+    if parts.len() > 1 {
+        // Put together again: only here they are known to be too many for one.
+        let mut ports: Vec<PortPlan> = Vec::new();
+        for port in parts.into_iter().flatten() {
+            match ports.last_mut().filter(|last| {
+                last.name == port.name && last.protocol == port.protocol && last.frontends == port.frontends
+            }) {
+                Some(last) => last.endpoints.extend(port.endpoints),
+                None => ports.push(port),
+            }
+        }
+        parts = split(ports, fill(part_bytes));
+    }
+    parts
 }
 
 /// Splits the ports of a Service into parts of at most `part_bytes` and within the schema's bounds.

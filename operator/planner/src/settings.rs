@@ -31,8 +31,8 @@ pub struct Settings {
     /// Size in bytes of JSON that a NodeNetSlice with several Services may reach: what one endpoint change costs each
     /// node is one slice.
     pub slice_bytes: usize,
-    /// Size in bytes of JSON above which one Service is split into parts. All parts of a plan carry one revision, so a
-    /// change rewrites them all: splitting earlier would not make a change cheaper.
+    /// Size in bytes of JSON above which one Service is split into parts, each in a slice of its own. A change of an endpoint
+    /// rewrites one part; a change of anything else rewrites all.
     pub part_bytes: usize,
 }
 
@@ -56,7 +56,7 @@ impl Default for Settings {
                 sysctl("net.ipv4.vs.expire_quiescent_template", "1"),
             ],
             slice_bytes: 8192,
-            part_bytes: 65536,
+            part_bytes: 16384,
         }
     }
 }

@@ -2,10 +2,12 @@
 //! all slices finds no complete plan.
 //!
 //! * A Service stays in its slice while it fits (sticky), so one change is one write.
-//! * A plan that moves (it outgrew the slice, or the slice is being deleted), and a plan of several parts, is written
-//!   beside the old one. The old one leaves only when the new one was *seen* complete among the published slices. That
-//!   holds for a Service that was deleted and made again, too: its plan is under another UID, its virtual servers are
-//!   the same.
+//! * A plan that moves (it outgrew the slice, or the slice is being deleted), and a new layout of a plan of several parts,
+//!   is written beside the old one. The old one leaves only when the new one was *seen* complete among the published
+//!   slices. That holds for a Service that was deleted and made again, too: its plan is under another UID, its virtual
+//!   servers are the same.
+//! * Within a layout each endpoint stands in one part, and parts change one by one (`layout`): a change of an endpoint is
+//!   one write however large its Service is.
 //! * A slice that is being deleted is never written again: its content goes to a new one, then its finalizer goes.
 //! * While a write to a slice is under way the slice gets no other: changes meanwhile go into the next one.
 
@@ -15,7 +17,8 @@ use std::sync::Arc;
 use nodenet_crds::{PortPlan, ServicePlan, SliceSummary};
 
 use crate::Precondition;
-use crate::parts::{json_bytes, split};
+use crate::layout;
+use crate::parts::{json_bytes, lay_out};
 use crate::service::{Named, Planned};
 
 mod published;
@@ -114,6 +117,8 @@ pub(crate) struct Slices {
     revision: i64,
     /// A slice turned up that was never read.
     unread: bool,
+    /// Plans of a lower revision may be outdone by one in a slice that was never read.
+    outdone: i64,
     slices: BTreeMap<String, Slice>,
     services: BTreeMap<Named, Placed>,
     /// (bytes, name) of slices that take content.
@@ -129,6 +134,7 @@ impl Slices {
             part_bytes,
             revision: 0,
             unread: false,
+            outdone: 0,
             slices: BTreeMap::new(),
             services: BTreeMap::new(),
             room: BTreeSet::new(),
@@ -165,7 +171,10 @@ impl Slices {
     /// Sets the plan of a Service; `None` removes it. Returns whether anything changed.
     pub(crate) fn set(&mut self, service: &Named, uid: &Arc<str>, planned: Option<Planned>) -> bool {
         let Some(Planned { health_check_node_port, ports }) = planned else { return self.remove(service) };
-        let parts = split(ports, self.part_bytes);
+        if let Some(parts) = self.kept(service, uid, health_check_node_port, &ports) {
+            return self.change_parts(service, parts);
+        }
+        let parts = lay_out(ports, self.part_bytes);
         let same = |plan: &ServicePlan, ports: &[PortPlan]| {
             plan.health_check_node_port == health_check_node_port && plan.ports == ports
         };
@@ -178,6 +187,53 @@ impl Slices {
         }
         self.place(service, uid, health_check_node_port, parts, None);
         true
+    }
+
+    /// The parts of a plan of several, changed in place; `None` where it needs a new layout, which readers take as a whole.
+    fn kept(
+        &self,
+        service: &Named,
+        uid: &Arc<str>,
+        health_check_node_port: Option<i32>,
+        ports: &[PortPlan],
+    ) -> Option<Vec<Vec<PortPlan>>> {
+        let placed = self.services.get(service).filter(|p| p.uid == *uid && p.current.len() > 1)?;
+        let outdone = |(_, plan): &(String, Arc<ServicePlan>)| plan.revision < self.outdone;
+        let other =
+            |(_, plan): &(String, Arc<ServicePlan>)| plan.health_check_node_port != health_check_node_port;
+        if self.unread || placed.current.iter().any(|at| outdone(at) || other(at) || self.is_retired(&at.0)) {
+            return None;
+        }
+        let old: Vec<&[PortPlan]> = placed.current.iter().map(|(_, plan)| plan.ports.as_slice()).collect();
+        let parts = layout::keep(&old, ports, self.part_bytes)?;
+        let held: Vec<Vec<&[PortPlan]>> = placed
+            .current
+            .iter()
+            .map(|(name, plan)| {
+                let slice = self.slices.get(name);
+                let seen = slice.and_then(|s| s.seen.as_ref()).into_iter().flat_map(|s| &s.entries);
+                let put = slice.into_iter().flat_map(|s| &s.put);
+                let this = |entry: &&Arc<ServicePlan>| key_of(entry) == key_of(plan) && entry.uid == plan.uid;
+                seen.chain(put).filter(this).map(|entry| entry.ports.as_slice()).collect()
+            })
+            .collect();
+        layout::is_safe(&held, &parts).then_some(parts)
+    }
+
+    /// Gives the parts of a plan other endpoints. Returns whether any changed.
+    fn change_parts(&mut self, service: &Named, parts: Vec<Vec<PortPlan>>) -> bool {
+        let Some(placed) = self.services.get_mut(service) else { return false };
+        let mut changed = Vec::new();
+        for ((name, plan), ports) in placed.current.iter_mut().zip(parts) {
+            if plan.ports != ports {
+                *plan = Arc::new(ServicePlan { ports, ..ServicePlan::clone(plan) });
+                changed.push((name.clone(), Arc::clone(plan)));
+            }
+        }
+        for (name, plan) in &changed {
+            self.insert(name, plan);
+        }
+        !changed.is_empty()
     }
 
     fn remove(&mut self, service: &Named) -> bool {
@@ -317,7 +373,12 @@ impl Slices {
     }
 
     fn next_revision(&mut self) -> i64 {
-        self.revision += if std::mem::take(&mut self.unread) { UNREAD_REVISIONS } else { 1 };
+        if std::mem::take(&mut self.unread) {
+            self.revision += UNREAD_REVISIONS;
+            self.outdone = self.revision;
+        } else {
+            self.revision += 1;
+        }
         self.revision
     }
 

@@ -132,6 +132,165 @@ fn a_service_larger_than_one_object_stands_in_parts_of_one_revision() {
 }
 
 #[test]
+fn one_endpoint_change_of_a_large_service_is_one_write_of_one_part() {
+    let mut c = Cluster::new(Settings::default());
+    put_service(&mut c, 1, 5000);
+    put_service(&mut c, 2, 20);
+    c.settle();
+    c.take_writes();
+    watch_plans(&mut c);
+    let mut addresses = ips(1, 5000);
+    for round in 0..20 {
+        addresses[round * 200] = format!("10.9.0.{round}");
+        if round % 3 == 0 {
+            addresses.pop();
+        }
+        c.put(endpoints("default", "svc-1", "svc-1-a", &addresses));
+        c.settle();
+        let writes = c.take_writes();
+        let changed = if round % 3 == 0 { 2 } else { 1 };
+        assert!(writes.len() <= changed, "round {round}: {}", writes.len());
+        for write in &writes {
+            let Output::PutSlice { spec, .. } = write else { panic!("{write:?}") };
+            assert!(serde_json::to_string(spec).unwrap().len() < 20_000);
+        }
+    }
+    assert_eq!(read(&c.slices()), fresh(&c));
+    c.restart_operator();
+    c.settle();
+    assert_eq!(c.take_writes(), Vec::<Output>::new());
+}
+
+#[test]
+fn a_rolling_update_writes_each_slice_at_most_once_a_window() {
+    for (size, per_window) in [(250, 10), (5000, 25)] {
+        let mut c = Cluster::new(Settings::default());
+        put_service(&mut c, 1, size);
+        c.settle();
+        c.take_writes();
+        watch_plans(&mut c);
+        let mut addresses = ips(1, size);
+        let (slices, mut written, mut windows) = (c.slices().len(), 0, 0);
+        // New pods first, then as many old ones go, as a Deployment does it.
+        for first in (0..250).step_by(per_window) {
+            let new: Vec<String> =
+                (first..first + per_window).map(|i| format!("10.9.{}.{}", i / 250, 1 + i % 250)).collect();
+            for surge in [true, false] {
+                if surge {
+                    addresses.extend(new.clone());
+                } else {
+                    addresses.drain(..per_window);
+                }
+                c.put(endpoints("default", "svc-1", "svc-1-a", &addresses));
+                c.settle();
+                let writes = c.take_writes();
+                let names = puts(&writes);
+                assert_eq!(names.len(), names.iter().collect::<BTreeSet<_>>().len(), "twice: {names:?}");
+                assert_eq!(names.len(), writes.len(), "nothing moves: {writes:?}");
+                written += writes.len();
+                windows += 1;
+            }
+        }
+        assert!(written <= windows * slices);
+        println!("{size} endpoints in {slices} slices: {written} writes in {windows} windows");
+        assert_eq!(read(&c.slices()), fresh(&c));
+    }
+}
+
+/// What readers of a large Service must find, whatever was written of it so far.
+#[derive(Debug, Default)]
+struct Between {
+    /// Addresses that served at each time since all was written.
+    served: Vec<BTreeSet<String>>,
+    /// Affinity at each of these times.
+    affinity: Vec<Option<i32>>,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Endpoints come and go, in a rolling update or all at once, and other things change: writes fail, and a reader who
+    /// looks after each of them has all endpoints that stay, none that was at no time, some if there were always some,
+    /// and never parts of two layouts.
+    #[test]
+    fn a_reader_of_a_large_service_never_has_a_mixture(
+        changes in prop::collection::vec((0..400_usize, 0..400_usize, 0..8_u32), 1..25),
+        failures in 0..40_u32,
+    ) {
+        let mut c = Cluster::new(small());
+        let mut seed = 7_u32;
+        let fails = move || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % 100 < failures
+        };
+        put_service(&mut c, 1, 600);
+        put_service(&mut c, 2, 10);
+        c.settle();
+        c.fail = Box::new(fails);
+        let between: Rc<RefCell<Between>> = Rc::default();
+        let shared = Rc::clone(&between);
+        c.invariant = Some(Box::new(move |objects: &BTreeMap<ObjectRef, Object>| {
+            let between = shared.borrow();
+            if between.served.is_empty() {
+                return;
+            }
+            let plans = read(&slices_in(objects));
+            let (_, ports) = plans.iter().find(|((_, name, _), _)| name == "svc-1").unwrap();
+            assert_eq!(ports.len(), 1, "parts of one layout say the same of a port");
+            assert!(between.affinity.contains(&ports[0].persistence_seconds));
+            let all: Vec<String> = ports[0].endpoints.iter().map(|e| e.address.clone()).collect();
+            let has: BTreeSet<String> = all.iter().cloned().collect();
+            assert_eq!(all.len(), has.len(), "each endpoint stands in one part");
+            let mut stay = between.served[0].clone();
+            stay.retain(|address| between.served.iter().all(|at| at.contains(address)));
+            assert!(has.is_superset(&stay), "lacks {:?}", stay.difference(&has));
+            let never = |address: &&String| !between.served.iter().any(|at| at.contains(*address));
+            assert_eq!(has.iter().find(never), None);
+            assert!(!has.is_empty(), "there were always some");
+        }));
+        let mut addresses: Vec<String> = ips(1, 600);
+        let mut affinity = None;
+        let note = |addresses: &[String], affinity: Option<i32>| {
+            let mut between = between.borrow_mut();
+            between.served.push(addresses.iter().cloned().collect());
+            between.affinity.push(affinity);
+        };
+        note(&addresses, affinity);
+        for (number, (from, count, what)) in changes.into_iter().enumerate() {
+            let new = |i: usize| format!("10.{}.{}.{}", 20 + number, i / 250, 1 + i % 250);
+            match what {
+                0 => addresses = (0..600).map(new).collect(),
+                1 => affinity = if affinity.is_none() { Some(10_800) } else { None },
+                2 if addresses.len() < 100 => addresses.extend((0..9).map(new)),
+                2 => drop(addresses.drain(from.min(addresses.len())..(from + 40).min(addresses.len()))),
+                3 => addresses.extend((0..30).map(new)),
+                _ => {
+                    for (i, address) in addresses.iter_mut().enumerate().skip(from).take(count % 30) {
+                        *address = new(i);
+                    }
+                }
+            }
+            note(&addresses, affinity);
+            let mut object = service("default", "svc-1", "10.96.0.2", None);
+            object.spec.as_mut().unwrap().session_affinity = affinity.map(|_| "ClientIP".to_owned());
+            c.put(object);
+            c.put(endpoints("default", "svc-1", "svc-1-a", &addresses));
+            if count % 3 == 0 {
+                c.settle();
+                // All was written: what was before is over.
+                *between.borrow_mut() = Between::default();
+                note(&addresses, affinity);
+            } else {
+                // Only the first writes of it arrive before the next change.
+                c.plan_once();
+            }
+        }
+        c.settle();
+        prop_assert_eq!(read(&c.slices()), fresh(&c));
+    }
+}
+
+#[test]
 fn deleting_all_slices_costs_no_reader_a_plan() {
     let mut c = Cluster::new(Settings::default());
     for i in 0..200 {

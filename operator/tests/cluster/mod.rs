@@ -155,12 +155,16 @@ impl Cluster {
 
     /// The EndpointSlice of a Service.
     pub async fn endpoints(&self, service: &str, addresses: &[String]) {
+        self.endpoint_slice(service, 1, addresses).await;
+    }
+
+    pub async fn endpoint_slice(&self, service: &str, number: usize, addresses: &[String]) {
         let endpoints: Vec<_> =
             addresses.iter().map(|a| json!({ "addresses": [a], "conditions": { "ready": true } })).collect();
         let _: EndpointSlice = self
             .put(json!({
                 "metadata": {
-                    "name": format!("{service}-1"),
+                    "name": format!("{service}-{number}"),
                     "labels": { "kubernetes.io/service-name": service },
                 },
                 "addressType": "IPv4",

@@ -171,7 +171,11 @@ impl Slices {
         let slices = &self.slices;
         let seen = placed.current.iter().all(|(name, plan)| {
             let seen = slices.get(name).and_then(|s| s.seen.as_ref());
-            seen.is_some_and(|s| s.entries.iter().any(|e| Arc::ptr_eq(e, plan) || **e == **plan))
+            // Of this layout; its endpoints may have changed since.
+            let this = |e: &Arc<ServicePlan>| {
+                key_of(e) == key_of(plan) && e.uid == plan.uid && e.parts == plan.parts
+            };
+            seen.is_some_and(|s| s.entries.iter().any(this))
         });
         if seen {
             for (name, plan) in std::mem::take(&mut placed.leaving) {

@@ -277,6 +277,14 @@ impl Cluster {
         panic!("the planner does not come to rest");
     }
 
+    /// Plans and writes once.
+    pub fn plan_once(&mut self) {
+        let keys = std::mem::take(&mut self.keys);
+        for output in self.index.plan(&keys, &at(self.now)) {
+            self.write(output);
+        }
+    }
+
     /// Another replica that leads, with what is there now: it hears of no later change.
     pub fn another_leader(&self) -> Index {
         let now = at(self.now);

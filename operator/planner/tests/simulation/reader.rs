@@ -44,6 +44,8 @@ pub fn read(slices: &[&NodeNetSlice]) -> Reader {
                 None => ports.push(port.clone()),
             }
         }
+        ports.sort_by(|a, b| (&a.name, a.protocol, &a.frontends).cmp(&(&b.name, b.protocol, &b.frontends)));
+        ports.iter_mut().for_each(|port| port.endpoints.sort());
         out.insert(id, ports);
     }
     out
