@@ -225,6 +225,7 @@ fn namespaced_objects_live_in_the_releases_namespace() {
           RoleBinding nodenet-agent
           RoleBinding nodenet-operator
         some-where:
+          ConfigMap nodenet-agent
           DaemonSet nodenet-agent
           Deployment nodenet-operator
           Job nodenet-cleanup
@@ -268,7 +269,11 @@ fn pods_have_the_least_privileges() {
             }
         }
         for volume in list(pod, "/volumes") {
-            writeln!(shown, "  host's {}", text(volume, "/hostPath/path")).expect("fits");
+            let what = match text(volume, "/hostPath/path") {
+                "" => format!("ConfigMap {}", text(volume, "/configMap/name")),
+                path => format!("host's {path}"),
+            };
+            writeln!(shown, "  {what}").expect("fits");
         }
     }
     expect![[r#"
@@ -276,11 +281,13 @@ fn pods_have_the_least_privileges() {
           container kernel-modules: SYS_MODULE
             /lib/modules ro
           container agent: NET_ADMIN NET_RAW
+            /etc/nodenet ro
             /var/lib/nodenet rw
             /run/nodenet rw
             /run/xtables.lock rw
             /host/proc/sys/net rw
             /lib/modules ro
+          ConfigMap nodenet-agent
           host's /var/lib/nodenet
           host's /run/nodenet
           host's /run/xtables.lock
@@ -407,10 +414,7 @@ fn programs_get_the_values_as_flags() {
             "--node-namespace=nodenet-nodes",
             "--operator-namespace=some-where",
             "--http-address=127.0.0.1:10356",
-            "--healthz-address=0.0.0.0:10256",
-            "--verify-period=30s",
-            "--scheduler=rr",
-            "--masquerade-all",
+            "--config=/etc/nodenet/agent.yaml",
         ]
     );
     assert_eq!(
@@ -423,6 +427,55 @@ fn programs_get_the_values_as_flags() {
         ["kernel-modules", "dummy", "ip_vs_rr"],
         "the scheduler's module comes by itself"
     );
+}
+
+/// The file that agents read.
+fn configuration(objects: &[Value]) -> Value {
+    let file = text(find(objects, "ConfigMap", "nodenet-agent"), "/data/agent.yaml").to_owned();
+    serde_yaml_ng::from_str(&file).expect("YAML")
+}
+
+#[test]
+fn agents_read_a_configuration_file_and_roll_when_it_changes() {
+    let Some(helm) = helm() else { return };
+    let objects = template(helm, &["masqueradeAll=true"], &[]).expect("renders");
+    assert_eq!(
+        configuration(&objects),
+        serde_json::json!({
+            "verifyPeriod": "30s", "minSyncPeriod": "0s", "drainTimeout": "15m", "healthzAddress": "0.0.0.0:10256",
+            "scheduler": "rr", "masqueradeAll": true, "masqueradeBit": 14,
+            "insideMark": {"base": 0x1000, "firstBit": 0, "bits": 12},
+        }),
+        "what is not said leaves the kernel as it is"
+    );
+    let checksum = |objects: &[Value]| {
+        let set = find(objects, "DaemonSet", "nodenet-agent");
+        set["spec"]["template"]["metadata"]["annotations"]["nodenet.dev/configuration"].clone()
+    };
+    let more = template(
+        helm,
+        &[
+            "insideMark.base=268435456",
+            "insideMark.firstBit=16",
+            "masqueradeBit=31",
+            "ipvs.udpTimeout=1m",
+            "conntrack.maxPerCore=32768",
+            "conntrack.tcpEstablishedTimeout=24h0m0s",
+            "conntrack.tcpBeLiberal=true",
+        ],
+        &[],
+    )
+    .expect("renders");
+    let file = configuration(&more);
+    assert_eq!(file["insideMark"], serde_json::json!({"base": 0x1000_0000, "firstBit": 16, "bits": 12}));
+    assert_eq!(file["ipvs"], serde_json::json!({"udpTimeout": "1m"}));
+    let conntrack =
+        serde_json::json!({"maxPerCore": 32768, "tcpBeLiberal": true, "tcpEstablishedTimeout": "24h0m0s"});
+    assert_eq!(file["conntrack"], conntrack);
+    assert_ne!(checksum(&objects), checksum(&more));
+    let annotated =
+        template(helm, &["agent.podAnnotations.a=b", "masqueradeAll=true"], &[]).expect("renders");
+    assert_eq!(checksum(&objects), checksum(&annotated));
 }
 
 #[test]
@@ -515,6 +568,14 @@ fn bad_values_are_refused_with_words() {
         (&["clusterCIDRs={fd00::1::2/64}"], "clusterCIDRs: fd00::1::2 is not an IPv6 address"),
         (&["scheduler=roundrobin"], "at '/scheduler': value must be one of 'rr'"),
         (&["verifyPeriod=soon"], "at '/verifyPeriod'"),
+        (&["masqueradeBit=32"], "at '/masqueradeBit'"),
+        (&["masqueradeBit=11"], "masqueradeBit 11 is one of the bits of insideMark"),
+        (&["insideMark.base=16384"], "masqueradeBit 14 is one of the bits of insideMark"),
+        (&["insideMark.base=2048"], "base 2048 has one of the 12 bits from bit 0 on"),
+        (&["insideMark.firstBit=21"], "12 bits from bit 21 on do not fit in 32"),
+        (&["ipvs.tcpTimeout=long"], "at '/ipvs/tcpTimeout'"),
+        (&["conntrack.max=9"], "additional properties 'max' not allowed"),
+        (&["agent.healthzAddress=10256"], "at '/agent/healthzAddress'"),
         (&["masqueradeAll=sometimes"], "at '/masqueradeAll': got string, want boolean"),
         (&["masquerade=true"], "additional properties 'masquerade' not allowed"),
         (&["agent.privileged=true"], "additional properties 'privileged' not allowed"),

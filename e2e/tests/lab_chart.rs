@@ -141,9 +141,8 @@ fn examples_and_upgrades_are_taken() {
         "Operator"
     );
     lab.helm("upgrade", &["--set", "scheduler=wrr"]);
-    let arguments =
-        lab.kubectl(&["-n", NAMESPACE, "get", "daemonset", "nodenet-agent", "-o", "jsonpath={..args}"]);
-    assert!(arguments.contains("--scheduler=wrr"), "{arguments}");
+    let file = lab.kubectl(&["-n", NAMESPACE, "get", "configmap", "nodenet-agent", "-o", "jsonpath={.data}"]);
+    assert!(file.contains("scheduler: wrr"), "{file}");
 }
 
 #[test]

@@ -56,7 +56,14 @@ fn check(directory: &Path) {
     let mut draining = Draining::default();
     let prune = if given.prune { Prune::ALL } else { Prune::default() };
     let (now, drain_timeout) = (Duration::ZERO, Duration::from_secs(600));
-    let mut context = Context { journal: &given.journal, prune, draining: &mut draining, now, drain_timeout };
+    let mut context = Context {
+        journal: &given.journal,
+        prune,
+        draining: &mut draining,
+        now,
+        drain_timeout,
+        inside: nodenet_agent::filter::InsideMarks::default(),
+    };
     let found = diff(&desired, &current, &Scope::all(&desired), &mut context);
     let expected = Expected {
         operations: found

@@ -152,6 +152,7 @@ fn covers(touched: &Scope, before: &NodeState, after: &NodeState) -> Result<(), 
             draining,
             now,
             drain_timeout: now,
+            inside: nodenet_agent::filter::InsideMarks::default(),
         };
         let found = diff(&after.within(scope), &before.within(scope), scope, context).transaction;
         found.operations().iter().map(|operation| format!("{operation:?}")).collect::<BTreeSet<String>>()

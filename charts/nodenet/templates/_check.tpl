@@ -44,6 +44,25 @@ What values.schema.json cannot say: relations between values, in words that say 
 {{- if and (not .Values.operator.hostNetwork) (regexMatch "^(127\\.|\\[::1\\])" .Values.operator.httpAddress) -}}
 {{- fail (printf "\n\noperator.httpAddress %s cannot be reached without operator.hostNetwork. Use 0.0.0.0:%s." .Values.operator.httpAddress (include "nodenet.port" .Values.operator.httpAddress)) -}}
 {{- end -}}
+{{- /* Numbers of the marks' bits: whole powers of two, as there are no shifts here. */ -}}
+{{- $power := 1 -}}
+{{- range until (int .Values.insideMark.firstBit) }}{{ $power = mul $power 2 }}{{ end -}}
+{{- $field := 1 -}}
+{{- range until (int .Values.insideMark.bits) }}{{ $field = mul $field 2 }}{{ end -}}
+{{- $base := int64 .Values.insideMark.base -}}
+{{- if gt (add (int .Values.insideMark.firstBit) (int .Values.insideMark.bits)) 32 -}}
+{{- fail (printf "\n\ninsideMark: %d bits from bit %d on do not fit in 32." (int .Values.insideMark.bits) (int .Values.insideMark.firstBit)) -}}
+{{- end -}}
+{{- if mod (div $base $power) $field -}}
+{{- fail (printf "\n\ninsideMark: base %d has one of the %d bits from bit %d on. Use a bit beside them." $base (int .Values.insideMark.bits) (int .Values.insideMark.firstBit)) -}}
+{{- end -}}
+{{- $bit := int .Values.masqueradeBit -}}
+{{- $masquerade := 1 -}}
+{{- range until $bit }}{{ $masquerade = mul $masquerade 2 }}{{ end -}}
+{{- $within := and (ge $bit (int .Values.insideMark.firstBit)) (lt $bit (add (int .Values.insideMark.firstBit) (int .Values.insideMark.bits) | int)) -}}
+{{- if or $within (mod (div $base $masquerade) 2) -}}
+{{- fail (printf "\n\nmasqueradeBit %d is one of the bits of insideMark, which mark packets of the nodes' own clients. Use another one, or move those." $bit) -}}
+{{- end -}}
 {{- if eq .Values.nodeNamespace.name .Release.Namespace -}}
 {{- fail (printf "\n\nnodeNamespace.name is the release's own namespace %s: agents could then write the operator's Lease. Choose another one." .Release.Namespace) -}}
 {{- end -}}

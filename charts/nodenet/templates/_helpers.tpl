@@ -77,3 +77,32 @@ readinessProbe:
 {{- define "nodenet.port" -}}
 {{- regexFind "[0-9]+$" . -}}
 {{- end -}}
+
+{{/*
+The configuration file of the agents. What is empty, 0 or false in ipvs and conntrack is left as the kernel has it.
+*/}}
+{{- define "nodenet.agentConfiguration" -}}
+verifyPeriod: {{ .Values.verifyPeriod }}
+minSyncPeriod: {{ .Values.minSyncPeriod }}
+drainTimeout: {{ .Values.drainTimeout }}
+healthzAddress: {{ quote .Values.agent.healthzAddress }}
+scheduler: {{ .Values.scheduler }}
+masqueradeAll: {{ .Values.masqueradeAll }}
+masqueradeBit: {{ .Values.masqueradeBit | int64 }}
+insideMark:
+  base: {{ .Values.insideMark.base | int64 }}
+  firstBit: {{ .Values.insideMark.firstBit | int64 }}
+  bits: {{ .Values.insideMark.bits | int64 }}
+{{- range $section := list "ipvs" "conntrack" }}
+  {{- $set := dict }}
+  {{- range $name, $value := index $.Values $section }}
+    {{- if $value }}
+      {{- $_ := set $set $name (kindIs "float64" $value | ternary ($value | int64) $value) }}
+    {{- end }}
+  {{- end }}
+  {{- if $set }}
+{{ $section }}:
+    {{- toYaml $set | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end -}}

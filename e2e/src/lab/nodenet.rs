@@ -154,8 +154,13 @@ impl Lab {
         let kubeconfig = "/run/lab/kubeconfig";
         let place = self.place(node);
         place.put(kubeconfig, &text)?;
+        let configuration = "/run/lab/agent.yaml";
+        place.put(configuration, &self.agent_configuration()?)?;
         let mut argv = vec![nodenet.agent.display().to_string()];
         argv.extend(workload.arguments);
+        for argument in argv.iter_mut().filter(|argument| argument.starts_with("--config=")) {
+            *argument = format!("--config={configuration}");
+        }
         for (flag, value) in
             [("--kubeconfig", kubeconfig), ("--state-dir", STATE_FOLDER), ("--run-dir", RUN_FOLDER)]
         {
@@ -179,10 +184,13 @@ impl Lab {
         let text = self.kubeconfig_of(&workload, Some(node))?;
         fs::write(&kubeconfig, text).during("write", kubeconfig.display())?;
         let mut argv = vec![nodenet.agent.display().to_string()];
-        argv.extend(
-            workload.arguments.into_iter().filter(|argument| !argument.starts_with("--http-address=")),
-        );
+        let ours =
+            |argument: &String| argument.starts_with("--http-address=") || argument.starts_with("--config=");
+        argv.extend(workload.arguments.into_iter().filter(|argument| !ours(argument)));
+        let configuration = self.site().folder().join(format!("{pod}.yaml"));
+        fs::write(&configuration, self.agent_configuration()?).during("write", configuration.display())?;
         argv.push(format!("--http-address=127.0.0.1:{HOST_AGENT_PORT}"));
+        argv.push(format!("--config={}", configuration.display()));
         argv.extend(["--kernel=fake".into(), "--kubeconfig".into(), kubeconfig.display().to_string()]);
         for (flag, name) in [("--state-dir", "state"), ("--run-dir", "run")] {
             let folder = self.site().folder().join(&pod).join(name);
@@ -192,6 +200,12 @@ impl Lab {
         let env: Vec<(&str, &str)> =
             workload.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         Process::start_with(Some(self.site().netns()), &self.site().log(&pod), &argv, &env)
+    }
+
+    /// What the chart has the agents read.
+    fn agent_configuration(&self) -> Result<String, LabError> {
+        let map = self.cluster().get(&["configmap", "nodenet-agent", "--namespace", NAMESPACE])?;
+        Ok(map["data"]["agent.yaml"].as_str().unwrap_or_default().to_owned())
     }
 
     /// What a pod of a workload would find as its ServiceAccount's; `node`: bound to the node that it runs on.

@@ -9,6 +9,7 @@ use super::failures::{Failed, Unreadable, failure};
 use super::journal::JournalFile;
 use super::scope::{Area, area, parts, touched};
 use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Outcome, Prune, diff, renewal};
+use crate::filter::InsideMarks;
 use crate::kernel::{Class, Kernel, KernelError};
 use crate::report::metrics::{Lane, LaneLabel, Metrics};
 use crate::source::store::StoreError;
@@ -26,6 +27,7 @@ pub struct Machine {
     journal: JournalFile,
     draining: Draining,
     drain_timeout: Duration,
+    inside: InsideMarks,
     metrics: Arc<Metrics>,
     lane: Lane,
     started: Instant,
@@ -91,11 +93,12 @@ impl Machine {
         kernel: Box<dyn Kernel>,
         journal: JournalFile,
         drain_timeout: Duration,
+        inside: InsideMarks,
         metrics: Arc<Metrics>,
         lane: Lane,
     ) -> Self {
         let (draining, started) = (Draining::default(), Instant::now());
-        Self { kernel, journal, draining, drain_timeout, metrics, lane, started, drain_look: started }
+        Self { kernel, journal, draining, drain_timeout, inside, metrics, lane, started, drain_look: started }
     }
 
     /// The journal.
@@ -225,6 +228,7 @@ impl Machine {
             draining: &mut draining,
             now: self.started.elapsed(),
             drain_timeout: self.drain_timeout,
+            inside: self.inside,
         };
         // What could not be read is compared as if it were empty: its module is not loaded yet.
         (diff(desired, &look.state, scope, &mut context), look.unreadable)
@@ -255,6 +259,7 @@ impl Machine {
                     draining: &mut self.draining,
                     now: self.started.elapsed(),
                     drain_timeout: self.drain_timeout,
+                    inside: self.inside,
                 };
                 diff(desired, &look.state, &look.scope, &mut context)
             };

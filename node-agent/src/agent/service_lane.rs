@@ -48,6 +48,9 @@ pub enum Message {
 pub struct Times {
     /// Between two looks at everything, ±20 %.
     pub verify: Duration,
+    /// Least time between two commits of changes: those that come between are taken together. Another hand's changes and
+    /// looks at everything do not wait.
+    pub least: Duration,
     /// First wait after a failure; doubles up to [`Self::retry_max`].
     pub retry: Duration,
     /// Longest wait after a failure.
@@ -58,6 +61,7 @@ impl Default for Times {
     fn default() -> Self {
         Self {
             verify: Duration::from_secs(30),
+            least: Duration::ZERO,
             retry: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),
         }
@@ -78,6 +82,8 @@ pub struct ServiceLane {
 
     hearing: Hearing,
     generation: Option<i64>,
+    /// The latest that is in the kernel.
+    generation_done: Option<i64>,
     spec_seen: bool,
     addresses_seen: bool,
     /// The first complete state was read, from wherever: from now on changes go to the kernel.
@@ -89,6 +95,8 @@ pub struct ServiceLane {
     arrived: Vec<Instant>,
     failures: Failures,
     verify_at: Instant,
+    /// Changes wait until then.
+    not_before: Instant,
     retry_at: Option<Instant>,
     retries: u32,
     /// The last look at everything left nothing to do: what another look finds is another hand's doing.
@@ -126,6 +134,7 @@ impl ServiceLane {
             times,
             hearing: Hearing::default(),
             generation: None,
+            generation_done: None,
             spec_seen: false,
             addresses_seen: false,
             ready: false,
@@ -134,6 +143,7 @@ impl ServiceLane {
             arrived: Vec::new(),
             failures: Failures::default(),
             verify_at: Instant::now(),
+            not_before: Instant::now(),
             retry_at: None,
             retries: 0,
             converged: false,
@@ -180,7 +190,10 @@ impl ServiceLane {
             next = next.min(retry);
         }
         if let Some((_, due)) = self.machine.draining() {
-            next = next.min(due);
+            next = next.min(due.max(self.not_before));
+        }
+        if !self.pending.is_empty() {
+            next = next.min(self.not_before);
         }
         next
     }
@@ -266,7 +279,9 @@ impl ServiceLane {
 
     /// What load balancers ask is answered by what is in the kernel: after it was put there.
     fn answer_load_balancers(&mut self) {
-        if let Some(checks) = self.resolver.take_health_checks() {
+        if self.pending.is_empty()
+            && let Some(checks) = self.resolver.take_health_checks()
+        {
             self.health_checks.send_replace(checks);
         }
     }
@@ -285,7 +300,7 @@ impl ServiceLane {
             return self.publish();
         }
         if let Some((scope, due)) = self.machine.draining()
-            && due <= now
+            && due.max(self.not_before) <= now
         {
             self.pending.merge(scope);
         }
@@ -297,8 +312,9 @@ impl ServiceLane {
             self.publish();
         }
         let retry = self.retry_at.is_some_and(|at| at <= now);
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() && self.not_before <= now {
             let scope = std::mem::take(&mut self.pending);
+            self.not_before = Instant::now() + self.times.least;
             self.synchronise(scope, false);
             self.publish();
         } else if retry || self.verify_at <= now {
@@ -309,7 +325,8 @@ impl ServiceLane {
             // What may go only from now on is no other hand's doing.
             let confirmed = self.resolver.prune() != prune;
             let all = Scope::all(self.resolver.desired()).lanes().1;
-            let drift = self.converged && !retry && !confirmed;
+            let drift = self.converged && !retry && !confirmed && self.pending.is_empty();
+            self.pending = Scope::default();
             self.synchronise(all, drift);
             self.verified += 1;
             if self.verified.is_multiple_of(TIDY) {
@@ -318,7 +335,7 @@ impl ServiceLane {
             super::memory::trim();
             self.verify_at = Instant::now() + jitter(self.times.verify, 0.2);
             self.publish();
-        } else if self.unpublished {
+        } else if self.unpublished && self.pending.is_empty() {
             self.publish();
         }
     }
@@ -327,16 +344,20 @@ impl ServiceLane {
     fn synchronise(&mut self, scope: Scope, drift: bool) {
         let health = self.health.clone();
         let alive = move || health.services.beat();
-        let arrived = std::mem::take(&mut self.arrived);
+        // Otherwise the latest changes are still to come.
+        let latest = self.pending.is_empty();
+        let arrived = if latest { std::mem::take(&mut self.arrived) } else { Vec::new() };
         let revision = self.resolver.slice_revision();
         let prune = self.resolver.prune();
         let synced = self.machine.sync(self.resolver.desired(), scope, drift, prune, &alive);
         for at in arrived {
             self.metrics.programming.observe(at.elapsed().as_secs_f64());
         }
-        self.slice_revision = revision;
+        if latest {
+            self.slice_revision = revision;
+        }
         self.converged = synced.converged();
-        if synced.in_force() {
+        if latest && synced.in_force() {
             self.health.backlog.clear();
         }
         if drift {
@@ -387,7 +408,10 @@ impl ServiceLane {
     }
 
     fn publish(&mut self) {
-        self.unpublished = false;
+        if self.pending.is_empty() {
+            self.unpublished = false;
+            self.generation_done = self.generation;
+        }
         let desired = self.resolver.desired().virtual_servers.len();
         let (failed, outstanding) = self.failures.servers();
         let servers = Progress {
@@ -429,7 +453,7 @@ impl ServiceLane {
         failures.extend(super::failures::problems(&problems));
         failures.extend(self.hearing.failures.iter().cloned());
         let facts = ServiceFacts {
-            generation: self.generation,
+            generation: self.generation_done,
             slice_revision: self.slice_revision,
             kernel: self.failures.verdict(Area::Kernel, "modules and settings are as wanted"),
             addresses,

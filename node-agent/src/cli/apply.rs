@@ -18,6 +18,7 @@ use crate::agent::journal::JournalFile;
 use crate::agent::lock::Lock;
 use crate::agent::machine::{Machine, Synced};
 use crate::diff::Note;
+use crate::filter::InsideMarks;
 use crate::kernel::Kernel;
 use crate::kernel::netlink::announce::Announcer;
 use crate::report::metrics::{Lane, Metrics};
@@ -46,11 +47,12 @@ pub struct Arguments {
 /// Runs it. `false`: something could not be done.
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError> {
     let input = input::read(&arguments.filename, &arguments.services.node)?;
-    let mut resolver = Resolver::new(arguments.services.resolver()?);
+    let options = arguments.services.configuration()?.resolver(&arguments.services.node, &arguments.kernel);
+    let mut resolver = Resolver::new(options.clone());
     feed(&mut resolver, &input);
     let run_dir = arguments.kernel.run_dir();
     let _lock = if arguments.dry_run { None } else { Some(Lock::take(&run_dir)?) };
-    let mut machine = machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?);
+    let mut machine = machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?, options.inside);
     let changes = if arguments.dry_run {
         preview(&mut machine, &mut resolver)
     } else {
@@ -80,8 +82,8 @@ fn feed(resolver: &mut Resolver, input: &Input) {
 }
 
 /// One machine for the work of both lanes.
-pub(super) fn machine(kernel: Box<dyn Kernel>, journal: JournalFile) -> Machine {
-    Machine::new(kernel, journal, Duration::ZERO, Arc::new(Metrics::default()), Lane::Service)
+pub(super) fn machine(kernel: Box<dyn Kernel>, journal: JournalFile, inside: InsideMarks) -> Machine {
+    Machine::new(kernel, journal, Duration::ZERO, inside, Arc::new(Metrics::default()), Lane::Service)
 }
 
 /// Tells the resolver what the node has.

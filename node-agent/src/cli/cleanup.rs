@@ -11,6 +11,7 @@ use super::output::{ChangeForm, Changes};
 use crate::agent::journal::JournalFile;
 use crate::agent::lock::Lock;
 use crate::diff::{Look, Prune};
+use crate::filter::InsideMarks;
 use crate::state::{NodeState, Scope};
 
 /// Removes addresses, local routes, virtual servers, sets and rules that are ours, of both families. What others made
@@ -31,7 +32,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError> {
     let run_dir = arguments.kernel.run_dir();
     let _lock = if arguments.dry_run { None } else { Some(Lock::take(&run_dir)?) };
-    let mut machine = machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?);
+    let mut machine =
+        machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?, InsideMarks::default());
     let nothing = NodeState::default();
     let scope = Scope::all(&nothing);
     let mut changes = Changes { dry_run: arguments.dry_run, ..Changes::default() };

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod cleanup;
+pub mod configuration;
 pub mod input;
 pub mod options;
 pub mod output;
@@ -68,6 +69,9 @@ pub enum CliError {
     /// The input is not usable.
     #[error(transparent)]
     Input(#[from] input::InputError),
+    /// The configuration file is not usable.
+    #[error(transparent)]
+    Configuration(#[from] configuration::ConfigurationError),
     /// The kernel cannot be reached.
     #[error(transparent)]
     Kernel(#[from] crate::kernel::KernelError),

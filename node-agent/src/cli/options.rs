@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::CliError;
-use crate::filter::overlaps_inside;
+use super::configuration::{self, Configuration};
 use crate::kernel::Kernel;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::netlink::{Namespace, NetlinkKernel, Options as NetlinkOptions, PacketFilterMode};
-use crate::resolve::Options as ResolverOptions;
 
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,6 +55,19 @@ pub struct KernelOptions {
 }
 
 impl KernelOptions {
+    /// A kernel in memory.
+    #[cfg(test)]
+    pub fn fake() -> Self {
+        Self {
+            netns: None,
+            kernel: KernelKind::Fake,
+            packet_filter: PacketFilter::Auto,
+            proc_sys: PathBuf::new(),
+            modules: PathBuf::new(),
+            run_dir: PathBuf::new(),
+        }
+    }
+
     /// The network namespace.
     pub fn namespace(&self) -> Namespace {
         match &self.netns {
@@ -110,46 +122,30 @@ pub struct ServiceOptions {
     /// Name of the node.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node: String,
-    /// IPVS scheduler of services that name none.
-    #[arg(long, value_name = "NAME", default_value = "rr")]
-    pub scheduler: String,
-    /// Masquerade all traffic to service addresses, whatever its source.
-    #[arg(long)]
-    pub masquerade_all: bool,
-    /// Mark of packets that are masqueraded, as VALUE/MASK.
-    #[arg(long, value_name = "VALUE/MASK", default_value = "0x4000/0x4000")]
-    pub masquerade_mark: String,
+    /// Configuration file (YAML). A flag of the same name comes before what stands there.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// IPVS scheduler of services that name none [default: rr].
+    #[arg(long, value_name = "NAME", value_parser = configuration::scheduler)]
+    pub scheduler: Option<String>,
+    /// Masquerade all traffic to service addresses, whatever its source [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub masquerade_all: Option<bool>,
 }
 
 impl ServiceOptions {
-    /// For the resolver.
-    pub fn resolver(&self) -> Result<ResolverOptions, CliError> {
-        let wrong = |problem: &str| CliError::Option {
-            option: "--masquerade-mark",
-            value: self.masquerade_mark.clone(),
-            problem: problem.to_owned(),
+    /// What the file and these flags say.
+    pub fn configuration(&self) -> Result<Configuration, CliError> {
+        let mut read = match &self.config {
+            Some(file) => Configuration::read(file)?,
+            None => Configuration::default(),
         };
-        let number = |text: &str| {
-            let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |hex| (hex, 16));
-            u32::from_str_radix(digits, radix)
-                .map_err(|_| wrong("write two 32-bit numbers, as 0x4000/0x4000"))
-        };
-        let (mark, mask) =
-            self.masquerade_mark.split_once('/').ok_or_else(|| wrong("the mask is missing"))?;
-        let (mark, mask) = (number(mark)?, number(mask)?);
-        if mark == 0 || mark & !mask != 0 {
-            return Err(wrong("the value must not be 0 and must lie within the mask"));
+        if let Some(scheduler) = &self.scheduler {
+            read.scheduler.clone_from(scheduler);
         }
-        if overlaps_inside(mask) {
-            return Err(wrong("the lowest 13 bits mark packets of the node's own clients: use a higher one"));
+        if let Some(all) = self.masquerade_all {
+            read.masquerade_all = all;
         }
-        Ok(ResolverOptions {
-            node: self.node.clone(),
-            default_scheduler: self.scheduler.clone(),
-            masquerade_all: self.masquerade_all,
-            mark,
-            mask,
-            ..ResolverOptions::default()
-        })
+        Ok(read)
     }
 }

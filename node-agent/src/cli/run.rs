@@ -1,6 +1,5 @@
 //! `nodenet-agent run`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use nodenet_client::{Access, ApiServers};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
+use super::configuration::{self, Configuration, Place, Time, duration, period};
 use super::options::{KernelKind, KernelOptions, ServiceOptions, fake};
 use crate::agent::address_lane::{self, Message};
 use crate::agent::memory;
@@ -51,21 +51,21 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "nodenet-system", env = "NODENET_OPERATOR_NAMESPACE")]
     pub operator_namespace: String,
     /// Where /livez, /readyz, /healthz and /metrics are served; `none` for nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10356")]
-    pub http_address: String,
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10356", value_parser = configuration::place)]
+    pub http_address: Place,
     /// Where load balancers ask whether this node may get clients, as they ask kube-proxy: /healthz and /livez. An
-    /// unspecified address means all of both families. `none` for nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
-    pub healthz_address: String,
-    /// Time between two looks at everything (IPVS, sets and rules announce no changes), ±20 %.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = period)]
-    pub verify_period: Duration,
+    /// unspecified address means all of both families. `none` for nowhere [default: 0.0.0.0:10256].
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = configuration::place)]
+    pub healthz_address: Option<Place>,
+    /// Time between two looks at everything (IPVS, sets and rules announce no changes), ±20 % [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = period)]
+    pub verify_period: Option<Duration>,
     /// Least time between writes of the status that nobody waits for (counts, revisions).
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub status_period: Duration,
-    /// How long a removed backend may keep its connections.
-    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
-    pub drain_timeout: Duration,
+    /// How long a removed backend may keep its connections [default: 15m].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub drain_timeout: Option<Duration>,
     /// How long the API server may take at the start before the copy on disk is put into force.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = period)]
     pub cold_start_after: Duration,
@@ -82,26 +82,21 @@ pub struct Arguments {
     kernel: KernelOptions,
 }
 
-/// Reads `30s`, `500ms`, `2m`, `1h` or a number of seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("{unit:?} is no unit of time: write ms, s, m or h")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time: write for example 30s"))?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
-}
-
-/// As [`duration`], for what happens again and again: without a pause nothing else would.
-fn period(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("must be more than 0: write for example 30s".to_owned()),
-        period => Ok(period),
+impl Arguments {
+    /// What the file and the flags say.
+    fn configuration(&self) -> Result<Configuration, CliError> {
+        let mut read = self.services.configuration()?;
+        let set = |field: &mut Time, flag: Option<Duration>| {
+            if let Some(time) = flag {
+                *field = Time(time);
+            }
+        };
+        set(&mut read.verify_period, self.verify_period);
+        set(&mut read.drain_timeout, self.drain_timeout);
+        if let Some(place) = self.healthz_address {
+            read.healthz_address = place;
+        }
+        Ok(read)
     }
 }
 
@@ -116,8 +111,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         problem: error.to_string(),
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let http_address = address("--http-address", &arguments.http_address)?;
-    let healthz_address = address("--healthz-address", &arguments.healthz_address)?;
+    let configuration = arguments.configuration()?;
+    let verify = configuration.verify_period.0;
     let access = Access {
         kubeconfig: arguments.kubeconfig.clone(),
         service_account: Some(arguments.service_account.clone()),
@@ -130,16 +125,20 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         run_dir: arguments.kernel.run_dir(),
         node_namespace: arguments.node_namespace.clone(),
         operator_namespace: arguments.operator_namespace.clone(),
-        http_address,
-        healthz_address,
-        resolver: arguments.services.resolver()?,
+        http_address: arguments.http_address.0,
+        healthz_address: configuration.healthz_address.0,
+        resolver: configuration.resolver(&arguments.services.node, &arguments.kernel),
         addresses: address_lane::Times {
-            verify: arguments.verify_period,
+            verify,
             holding: holding::Times { grace: arguments.cold_start_after, ..holding::Times::default() },
             ..address_lane::Times::default()
         },
-        services: service_lane::Times { verify: arguments.verify_period, ..service_lane::Times::default() },
-        drain_timeout: arguments.drain_timeout,
+        services: service_lane::Times {
+            verify,
+            least: configuration.min_sync_period.0,
+            ..service_lane::Times::default()
+        },
+        drain_timeout: configuration.drain_timeout.0,
         coalesce: arguments.status_period,
         collect: store::COLLECT,
         grace: arguments.cold_start_after,
@@ -168,21 +167,6 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         runtime::run(config, servers, machinery(&arguments.kernel)?, metrics, stop).await?;
         Ok(())
     })
-}
-
-/// Reads an address and port, or `none`.
-fn address(option: &'static str, text: &str) -> Result<Option<SocketAddr>, CliError> {
-    match text {
-        "none" => Ok(None),
-        text => match text.parse() {
-            Ok(address) => Ok(Some(address)),
-            Err(_) => Err(CliError::Option {
-                option,
-                value: text.to_owned(),
-                problem: "write an address and a port, as 0.0.0.0:10256 or [::1]:10256, or none".to_owned(),
-            }),
-        },
-    }
 }
 
 fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {
@@ -223,21 +207,4 @@ fn machinery(options: &KernelOptions) -> Result<Machinery, CliError> {
             Box::new(links)
         }),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_with_their_unit() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert!(duration("3 days").unwrap_err().contains("no unit of time"));
-        assert!(duration("").is_err());
-        assert_eq!(duration("0s"), Ok(Duration::ZERO));
-        assert!(period("0s").unwrap_err().contains("more than 0") && period("1ms").is_ok());
-    }
 }

@@ -11,6 +11,7 @@ use super::options::KernelOptions;
 use super::output::Form;
 use crate::agent::journal::JournalFile;
 use crate::agent::words::{endpoint, set_entry, set_kind, virtual_server};
+use crate::filter::InsideMarks;
 use crate::state::{Family, Forwarding, NodeState, Scope, VirtualServerKey};
 
 /// Prints interfaces, addresses, local routes, sets, rules and virtual servers as the kernel has them. Addresses and
@@ -27,7 +28,7 @@ pub struct Arguments {
 /// Runs it. `false`: something could not be read.
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError> {
     let journal = JournalFile::open_both(&arguments.kernel.run_dir())?;
-    let mut machine = machine(arguments.kernel.open()?, journal);
+    let mut machine = machine(arguments.kernel.open()?, journal, InsideMarks::default());
     let mut scope = Scope::all(&NodeState::default());
     scope.modules = nodenet_crds::ALLOWED_MODULES.iter().map(|&m| m.to_owned()).collect();
     scope.sysctls = nodenet_crds::ALLOWED_SYSCTLS.iter().map(|(name, _)| (*name).to_owned()).collect();

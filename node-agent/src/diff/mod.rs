@@ -16,6 +16,7 @@ pub use addresses::renewal;
 pub use draining::Draining;
 pub use ownership::{Journal, Look};
 
+use crate::filter::InsideMarks;
 use crate::state::{
     AddressKey, Family, NodeState, Operation, Protocol, SERVICE_INTERFACE, Scope, Transaction,
     VirtualServerKey,
@@ -50,6 +51,8 @@ pub struct Context<'a> {
     pub now: Duration,
     /// How long a real server may keep old connections.
     pub drain_timeout: Duration,
+    /// Which marks say whether connections have an end.
+    pub inside: InsideMarks,
 }
 
 /// What a comparison found.

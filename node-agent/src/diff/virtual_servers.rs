@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Context, Note, Outcome};
-use crate::filter::is_datagram;
+use crate::filter::InsideMarks;
 use crate::state::{
     NodeState, Operation, Protocol, RealServer, RealServerKey, Scope, VirtualServer, VirtualServerKey, Which,
 };
@@ -98,7 +98,7 @@ fn one(
                     operations.push(Operation::AddVirtualServer(key, without_real_servers(wanted)));
                     // A client that sent before there was a virtual server has a tracked connection that went through no
                     // translation, and would never be masqueraded as long as it keeps sending.
-                    if !ends_by_itself(&key) {
+                    if !ends_by_itself(&key, context.inside) {
                         operations.push(Operation::ForgetConnections(key, None));
                     }
                 }
@@ -115,7 +115,7 @@ fn one(
             if context.prune.services && context.journal.owns_virtual_server(&key) {
                 // Nobody marks packets for it any more, so it gets no new connections, while its address goes on: what
                 // comes there is not to be cut off by a change of policy.
-                if matches!(key, VirtualServerKey::FirewallMark(..)) && ends_by_itself(&key) {
+                if matches!(key, VirtualServerKey::FirewallMark(..)) && ends_by_itself(&key, context.inside) {
                     context.draining.keep(key, |real| there.real_servers.contains_key(real));
                     let mut waits = false;
                     for (real, server) in &there.real_servers {
@@ -127,7 +127,7 @@ fn one(
                 }
                 context.draining.keep(key, |_| false);
                 operations.push(Operation::DeleteVirtualServer(key));
-                if !ends_by_itself(&key) {
+                if !ends_by_itself(&key, context.inside) {
                     operations.push(Operation::ForgetConnections(key, None));
                 }
             }
@@ -159,7 +159,7 @@ fn real_servers(
         return;
     }
     for (real, server) in there.iter().filter(|(real, _)| !wanted.contains_key(real)) {
-        if !ends_by_itself(&key) {
+        if !ends_by_itself(&key, context.inside) {
             operations.push(Operation::DeleteRealServer(key, *real));
             operations.push(Operation::ForgetConnections(key, Some(*real)));
             continue;
@@ -195,10 +195,10 @@ fn leaves(
 
 /// Whether connections have an end that the kernel sees (TCP). Others would go to a backend that is no more for as long
 /// as the client keeps sending.
-fn ends_by_itself(key: &VirtualServerKey) -> bool {
+fn ends_by_itself(key: &VirtualServerKey, inside: InsideMarks) -> bool {
     match key {
         VirtualServerKey::Address(protocol, ..) => *protocol == Protocol::TCP,
-        VirtualServerKey::FirewallMark(_, mark) => !is_datagram(*mark),
+        VirtualServerKey::FirewallMark(_, mark) => !inside.is_datagram(*mark),
     }
 }
 

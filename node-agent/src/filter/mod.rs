@@ -9,14 +9,16 @@
 //! * The local routes of the service ranges make every address of them local to the host, so its sockets would answer
 //!   there: what is not a known address:port is kept from the nat chains behind ours and rejected in filter INPUT.
 
+mod inside;
 mod text;
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::state::{Family, IpSet, PREFIX, PREFIX6, Protocol, Ruleset, SetKind};
+use crate::state::{Family, IpSet, PREFIX, PREFIX6, Ruleset, SetKind};
 
+pub use inside::{INSIDE_NUMBERS, InsideError, InsideMarks};
 pub use text::{parse, restore_text};
 
 /// Entries that a hash set takes at least (the kernel's own default).
@@ -31,6 +33,8 @@ pub struct Config {
     pub mark: u32,
     /// The bits of the mark that are ours.
     pub mask: u32,
+    /// Marks of packets of the node's own clients.
+    pub inside: InsideMarks,
     /// Whether source ports are chosen at random (`--random-fully`): needs iptables 1.6.2 and kernel 3.13.
     pub random_fully: bool,
     /// Pod networks of the whole cluster: a source within them keeps its address on the way to a ClusterIP. Where none
@@ -46,35 +50,12 @@ impl Default for Config {
             masquerade_all: false,
             mark: 0x4000,
             mask: 0x4000,
+            inside: InsideMarks::default(),
             random_fully: true,
             cluster_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
         }
     }
-}
-
-/// Numbers that a mark has room for.
-pub const INSIDE_NUMBERS: std::ops::RangeInclusive<u16> = 1..=2047;
-
-/// What all marks of [`inside_mark`] have in common: value and mask. IPVS compares all bits of a mark, so it is none
-/// that people give by hand. The bits 13 (portmap of CNI), 14 and 15 (Kubernetes) and those above (Calico and others) say
-/// something to others and stay 0.
-const INSIDE: (u32, u32) = (0x1000, 0xffff_f000);
-
-/// Whether a mark or mask has bits that marks of [`inside_mark`] have too.
-pub const fn overlaps_inside(bits: u32) -> bool {
-    bits & (INSIDE.0 | !INSIDE.1) != 0
-}
-
-/// The mark of packets by which the node's own clients reach a port that answers others by this node's endpoints only.
-/// The lowest bit says whether connections have an end that the kernel sees (0, TCP), for who knows only the mark.
-pub fn inside_mark(number: u16, protocol: Protocol) -> u32 {
-    INSIDE.0 | (u32::from(number) << 1) | u32::from(protocol != Protocol::TCP)
-}
-
-/// Whether connections by this mark have no end that the kernel sees.
-pub fn is_datagram(mark: u32) -> bool {
-    mark & INSIDE.1 == INSIDE.0 && mark & 1 == 1
 }
 
 /// Sets that the rules name.
@@ -113,7 +94,7 @@ pub enum SetName {
     /// Ports on which load balancers ask whether the node has endpoints of a Service (`healthCheckNodePort`), TCP.
     HealthCheckNodePort,
     /// Addresses and ports that answer the node's own clients by all endpoints and those from outside by endpoints of this
-    /// node only, with the mark ([`inside_mark`]) of the virtual server that the former come to.
+    /// node only, with the mark ([`InsideMarks`]) of the virtual server that the former come to.
     Inside,
     /// Service ranges and single addresses from outside: all that are local only for the sake of Services.
     IpvsIps,
@@ -223,6 +204,7 @@ pub fn max_entries(kind: SetKind, entries: usize) -> u32 {
 pub fn rules(family: Family, config: &Config) -> Ruleset {
     let set = |name: SetName| name.name(family);
     let (mark, mask) = (config.mark, config.mask);
+    let inside = config.inside.in_common();
     let chain = |rest: &str| format!("{PREFIX}{rest}");
     let (loopback, reject) = match family {
         Family::V4 => ("127.0.0.0/8", "icmp-port-unreachable"),
@@ -306,7 +288,7 @@ pub fn rules(family: Family, config: &Config) -> Ruleset {
                 // The node's own packets carry the service address as their source; its pods' keep theirs.
                 format!(
                     "-m mark --mark {:#x}/{:#x} -m addrtype --src-type LOCAL -j {masquerade}",
-                    INSIDE.0, INSIDE.1
+                    inside.0, inside.1
                 ),
                 format!("-m mark ! --mark {mark:#x}/{mask:#x} -j RETURN"),
                 format!("-j MARK --set-xmark 0x0/{mask:#x}"),

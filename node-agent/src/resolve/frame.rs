@@ -14,7 +14,8 @@ impl Resolver {
         let mut problems = Vec::new();
         let ipv6 = spec.wanted.iter().any(|range| Family::of(range.addr()) == Family::V6)
             || spec.written.virtual_ips.iter().flat_map(|vip| &vip.addresses).any(|a| a.contains(':'));
-        let (modules, sysctls) = requirements::resolve(&spec.written.kernel, ipv6, &mut problems);
+        let (modules, sysctls) =
+            requirements::resolve(&spec.written.kernel, &self.options.settings, ipv6, &mut problems);
         let mut cluster_cidrs = Vec::new();
         for text in &spec.written.cluster_cidrs {
             match text.parse() {
@@ -25,9 +26,9 @@ impl Resolver {
                 }
             }
         }
-        let Options { masquerade_all, mark, mask, random_fully, .. } = self.options;
+        let Options { masquerade_all, mark, mask, inside, random_fully, .. } = self.options;
         let pod_cidrs = spec.written.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
-        let config = Config { masquerade_all, mark, mask, random_fully, cluster_cidrs, pod_cidrs };
+        let config = Config { masquerade_all, mark, mask, inside, random_fully, cluster_cidrs, pod_cidrs };
         let families: &[Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
 
         let mut touched = Scope::default();

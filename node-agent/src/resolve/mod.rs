@@ -23,6 +23,7 @@ pub use addresses::{AddressFault, VirtualAddress, VirtualIp};
 pub use health_checks::{HealthCheck, HealthChecks};
 pub use plans::Incomplete;
 pub use problem::{Problem, Reason};
+pub use requirements::schedulers;
 
 use self::addresses::Node;
 use self::claims::Claims;
@@ -30,7 +31,7 @@ use self::plans::{Plans, Uid};
 use self::ranges::Judged;
 use self::services::View;
 use crate::diff::Prune;
-use crate::filter::Config;
+use crate::filter::{Config, InsideMarks};
 use crate::state::{Address, AddressKey, Link, NodeState, Scope, Which, promote_secondaries};
 
 /// Settings of a resolver.
@@ -46,6 +47,11 @@ pub struct Options {
     pub mark: u32,
     /// The bits of the mark that are ours.
     pub mask: u32,
+    /// Marks of packets of the node's own clients.
+    pub inside: InsideMarks,
+    /// Settings of the kernel beside those that all nodes need: what this node's kernel or its administrator asks for. What
+    /// the NodeNetState says comes before.
+    pub settings: BTreeMap<String, String>,
     /// Whether source ports are chosen at random.
     pub random_fully: bool,
     /// Lifetime of held addresses in seconds; `None` is forever.
@@ -54,13 +60,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let Config { masquerade_all, mark, mask, random_fully, .. } = Config::default();
+        let Config { masquerade_all, mark, mask, inside, random_fully, .. } = Config::default();
         Self {
             node: String::new(),
             default_scheduler: "rr".into(),
             masquerade_all,
             mark,
             mask,
+            inside,
+            settings: BTreeMap::new(),
             random_fully,
             address_lifetime: None,
         }
@@ -111,15 +119,16 @@ struct Spec {
 impl Resolver {
     /// Knows nothing yet.
     pub fn new(options: Options) -> Self {
+        let inside = options.inside;
         Self {
-            plans: Plans::new(options.node.clone()),
+            plans: Plans::new(options.node.clone(), options.inside),
             options,
             spec: None,
             from_api: false,
             node: None,
             withheld: Which::default(),
             withheld_addresses: BTreeSet::new(),
-            view: View::default(),
+            view: View { inside, ..View::default() },
             claims: Claims::default(),
             virtual_ips: Vec::new(),
             problems: Vec::new(),
@@ -376,7 +385,9 @@ impl Resolver {
         let zone = self.plans.zone(spec.written.zone.as_deref());
         let gateways = self.node.as_ref().map(|node| node.gateways.clone()).unwrap_or_default();
         let ipv6 = self.view.ipv6;
-        let view = View { node_port_addresses, virtual_addresses, own_addresses, gateways, zone, ipv6 };
+        let inside = self.view.inside;
+        let view =
+            View { node_port_addresses, virtual_addresses, own_addresses, gateways, zone, ipv6, inside };
         let had_ipv6 = self.claims.ipv6();
         let mut again = BTreeSet::new();
         if all || had_ipv6 != view.ipv6 || view.zone != self.view.zone {

@@ -12,6 +12,7 @@ use nodenet_crds::{FrontendKind, NodeNetSliceSpec};
 pub(super) use self::compact::Zones;
 use self::compact::{ZoneNames, compact};
 use super::problem::Problem;
+use crate::filter::InsideMarks;
 use crate::state::Protocol;
 
 /// UID of a Service.
@@ -178,6 +179,7 @@ struct Slice {
 /// All slices and the Services in them.
 pub(super) struct Plans {
     node: String,
+    inside: InsideMarks,
     zones: ZoneNames,
     slices: BTreeMap<Arc<str>, Slice>,
     /// Slices that are there and cannot be read. A Service that no other slice mentions may stand in one of them.
@@ -205,9 +207,10 @@ impl Plans {
         name.map(|name| self.zones.zone(name)).unwrap_or_default()
     }
 
-    pub fn new(node: String) -> Self {
+    pub fn new(node: String, inside: InsideMarks) -> Self {
         Self {
             node,
+            inside,
             zones: ZoneNames::default(),
             slices: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -318,7 +321,9 @@ impl Plans {
         let mut fresh: BTreeMap<Uid, Vec<Arc<Part>>> = BTreeMap::new();
         let mut touched = BTreeSet::new();
         for plan in &spec.services {
-            let Some(part) = compact(plan, &self.node, &mut self.zones, &mut problems) else { continue };
+            let Some(part) = compact(plan, &self.node, self.inside, &mut self.zones, &mut problems) else {
+                continue;
+            };
             let uid = match self.services.get_key_value(plan.uid.as_str()) {
                 Some((uid, _)) => uid.clone(),
                 None => {

@@ -53,6 +53,17 @@ pub enum Reason {
         /// As written.
         name: String,
     },
+    /// A port's number is too great for the bits of packet marks that this agent may use.
+    #[error(
+        "insideNumber {number} does not fit the marks of this agent (at most {greatest}): the node and its pods reach \
+         only the node's own endpoints by this port's node port and external addresses; give insideMark more bits"
+    )]
+    InsideNumber {
+        /// The number.
+        number: u16,
+        /// The greatest that fits.
+        greatest: u16,
+    },
     /// Another Service answers there already.
     #[error("{what} belongs to Service {owner}")]
     Claimed {

@@ -24,6 +24,11 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.vs.expire_quiescent_template", "1"),
 ];
 
+/// Schedulers of IPVS that the agent knows.
+pub fn schedulers() -> impl Iterator<Item = &'static str> {
+    ALLOWED_MODULES.iter().filter_map(|module| module.strip_prefix("ip_vs_"))
+}
+
 /// The module of a scheduler; `None` where there is no such scheduler.
 pub(super) fn scheduler_module(scheduler: &str) -> Option<&'static str> {
     ALLOWED_MODULES.iter().copied().find(|module| module.strip_prefix("ip_vs_") == Some(scheduler))
@@ -32,6 +37,7 @@ pub(super) fn scheduler_module(scheduler: &str) -> Option<&'static str> {
 /// Modules (without those of schedulers in use) and settings.
 pub(super) fn resolve(
     spec: &KernelRequirements,
+    own: &BTreeMap<String, String>,
     ipv6: bool,
     problems: &mut Vec<Problem>,
 ) -> (BTreeMap<String, bool>, BTreeMap<String, String>) {
@@ -45,6 +51,7 @@ pub(super) fn resolve(
     }
     let mut sysctls: BTreeMap<String, String> =
         SYSCTLS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    sysctls.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
     if ipv6 {
         sysctls.insert("net.ipv6.conf.all.forwarding".into(), "1".into());
     }

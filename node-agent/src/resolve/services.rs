@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use nodenet_crds::FrontendKind;
 
 use super::plans::{Endpoint, Plan, Port, Zones};
-use crate::filter::{SetName, inside_mark};
+use crate::filter::{InsideMarks, SetName};
 use crate::state::{
     Family, Forwarding, Protocol, RealServer, RealServerKey, SetEntry, VirtualServer, VirtualServerKey,
 };
@@ -30,6 +30,8 @@ pub(super) struct View {
     pub zone: Zones,
     /// IPv6 sets and rules exist.
     pub ipv6: bool,
+    /// Marks of packets of the node's own clients.
+    pub inside: InsideMarks,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +102,7 @@ pub(super) fn derive(plan: &Plan, view: &View, default_scheduler: &str) -> Deriv
             }
             // The node itself and its pods reach every endpoint, whatever clients from outside do.
             if let Some(number) = port.inside_number.filter(|_| port.external_local && !place.is_internal()) {
-                let mark = inside_mark(number, port.protocol);
+                let mark = view.inside.mark(number, port.protocol);
                 let key = VirtualServerKey::FirewallMark(family, mark);
                 answer(&mut derived, key, port, default_scheduler, standing.pool(port, family, false));
                 let entry = SetEntry::IpPortMark(place.address, port.protocol, place.port, mark);

@@ -19,6 +19,8 @@ pub use self::scope::{Scope, Which};
 pub const SERVICE_INTERFACE: &str = "nodenet0";
 /// Route and address protocol (`rtm_protocol`, `IFA_PROTO`) by which our routes and addresses are known in the kernel.
 pub const PROTOCOL: u8 = 0x6e;
+/// Names of the timeouts of IPVS, in seconds: established TCP connections, those after a FIN, and UDP.
+pub const IPVS_TIMEOUTS: [&str; 3] = ["ipvs.timeout.tcp", "ipvs.timeout.tcp_fin", "ipvs.timeout.udp"];
 /// Prefix of our IPv4 sets and of our chains in both families.
 pub const PREFIX: &str = "NODENET-";
 /// Prefix of our IPv6 sets.
@@ -31,7 +33,8 @@ pub struct NodeState {
     /// Kernel modules: desired ones map to `true`; observed ones say whether they are loaded or built in.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub modules: BTreeMap<String, bool>,
-    /// Kernel settings by dotted name; an interface name with dots is written with slashes (`net.ipv4.conf.eth0/1.x`).
+    /// Kernel settings by dotted name; an interface name with dots is written with slashes (`net.ipv4.conf.eth0/1.x`). The
+    /// timeouts of IPVS, which are no files, stand among them ([`IPVS_TIMEOUTS`]).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,
     /// Interfaces. Desired: only ours ([`SERVICE_INTERFACE`]). Observed: all.

@@ -247,7 +247,14 @@ pub fn building(state: &NodeState) -> Vec<Operation> {
 
 /// A context at time 0.
 pub fn context<'a>(journal: &'a Journal, prune: Prune, draining: &'a mut Draining) -> Context<'a> {
-    Context { journal, prune, draining, now: Duration::ZERO, drain_timeout: Duration::from_secs(600) }
+    Context {
+        journal,
+        prune,
+        draining,
+        now: Duration::ZERO,
+        drain_timeout: Duration::from_secs(600),
+        inside: nodenet_agent::filter::InsideMarks::default(),
+    }
 }
 
 /// Looks, compares and commits until nothing differs. The operations of each round.

@@ -9,8 +9,8 @@ use std::{
 use nodenet_agent::{
     kernel::{Class, Kernel, KernelError, netlink::NetlinkKernel},
     state::{
-        Family, Forwarding, Operation, Protocol, RealServer, RealServerKey, Scope, VirtualServer,
-        VirtualServerKey, Which,
+        Family, Forwarding, IPVS_TIMEOUTS, Operation, Protocol, RealServer, RealServerKey, Scope,
+        VirtualServer, VirtualServerKey, Which,
     },
 };
 
@@ -305,5 +305,33 @@ fn two_thousand_virtual_servers_with_ten_real_servers_each() {
         let before = kernel.cost().system_calls;
         assert_eq!(read(&mut kernel, Which::Only(some)).len(), 5);
         assert!(kernel.cost().system_calls - before <= 25, "cost follows what was asked for");
+    });
+}
+
+#[test]
+fn timeouts_are_set_one_by_one() {
+    in_namespace(|| {
+        if !has_ipvs() {
+            return;
+        }
+        let mut kernel = kernel();
+        let read = |kernel: &mut NetlinkKernel| {
+            let sysctls = IPVS_TIMEOUTS.map(str::to_owned).into();
+            let seen = kernel.observe(&Scope { sysctls, ..Scope::default() }).unwrap().sysctls;
+            IPVS_TIMEOUTS.map(|name| seen[name].parse::<u32>().unwrap())
+        };
+        let [tcp, tcp_fin, udp] = read(&mut kernel);
+        let set = |name: &str, seconds: u32| Operation::SetSysctl(name.to_owned(), seconds.to_string());
+        commit_all(&mut kernel, vec![set(IPVS_TIMEOUTS[2], udp + 7)]);
+        assert_eq!(read(&mut kernel), [tcp, tcp_fin, udp + 7], "the others stay");
+        commit_all(&mut kernel, vec![set(IPVS_TIMEOUTS[0], 1234), set(IPVS_TIMEOUTS[1], 56)]);
+        assert_eq!(read(&mut kernel), [1234, 56, udp + 7]);
+        if let Ok(said) = attempt("ipvsadm", "-L --timeout", "") {
+            assert!(said.contains(&format!("1234 56 {}", udp + 7)), "{said}");
+        }
+        let refused =
+            commit(&mut kernel, vec![Operation::SetSysctl(IPVS_TIMEOUTS[0].to_owned(), "-5".to_owned())]);
+        let error = refused.failed[0].1.to_string();
+        assert!(error.contains("ipvs.timeout.tcp") && error.contains("not a number of seconds"), "{error}");
     });
 }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nodenet_agent::diff::Journal;
+use nodenet_agent::filter::InsideMarks;
 use nodenet_agent::kernel::Kernel;
 use nodenet_agent::kernel::netlink::{Namespace, NetlinkKernel};
 use nodenet_agent::resolve::{Options, Origin, Resolver};
@@ -206,7 +207,9 @@ pub fn world(p: &Plan) -> World {
 /// The node's agent, as far as packets are concerned, with nothing to do yet.
 pub fn node(p: &Plan) -> Node {
     let mut kernel = kernel();
-    let mut resolver = Resolver::new(Options { node: NODE.into(), ..Options::default() });
+    // What one family does with the usual bits of packet marks the other does with bits that were chosen.
+    let inside = if p.v6 { InsideMarks::new(0x1000_0000, 16, 12).unwrap() } else { InsideMarks::default() };
+    let mut resolver = Resolver::new(Options { node: NODE.into(), inside, ..Options::default() });
     resolver.put_observed(&kernel.observe(&Scope { addresses: true, ..Scope::default() }).unwrap());
     resolver.put_spec(&spec(p), Origin::Api);
     Node { kernel, resolver, journal: Journal::default() }

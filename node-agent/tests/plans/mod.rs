@@ -154,8 +154,14 @@ impl Agent {
     pub fn compare(&mut self, scope: &Scope, prune: Prune) -> Outcome {
         let observed = self.kernel.observe(scope).expect("the kernel can be read");
         let (now, drain_timeout) = (self.now, Duration::from_secs(600));
-        let context =
-            &mut Context { journal: &self.journal, prune, draining: &mut self.draining, now, drain_timeout };
+        let context = &mut Context {
+            journal: &self.journal,
+            prune,
+            draining: &mut self.draining,
+            now,
+            drain_timeout,
+            inside: nodenet_agent::filter::InsideMarks::default(),
+        };
         diff(self.resolver.desired(), &observed, scope, context)
     }
 

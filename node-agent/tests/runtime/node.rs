@@ -147,6 +147,7 @@ impl Node {
             },
             services: service_lane::Times {
                 verify: Duration::from_secs(3600),
+                least: Duration::ZERO,
                 retry: Duration::from_millis(20),
                 retry_max: Duration::from_secs(1),
             },

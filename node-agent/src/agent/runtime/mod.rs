@@ -161,7 +161,7 @@ pub async fn run(
         if let Some(problem) = problem {
             tracing::error!("{problem}; what only the journal knew to be ours stays in the kernel");
         }
-        Machine::new(kernel, journal, config.drain_timeout, metrics.clone(), lane)
+        Machine::new(kernel, journal, config.drain_timeout, config.resolver.inside, metrics.clone(), lane)
     };
     let address_machine = machine(machinery.addresses, ADDRESSES, Lane::Address);
     let service_machine = machine(machinery.services, SERVICES, Lane::Service);

@@ -8,8 +8,8 @@ use nodenet_crds::KernelAddressRole;
 use super::Inner;
 use crate::kernel::KernelEvent;
 use crate::state::{
-    Address, AddressKey, IpSet, Link, Operation, Protocol, RealServer, Ruleset, SetEntry, SetKind,
-    VirtualServer, VirtualServerKey, promote_secondaries,
+    Address, AddressKey, IPVS_TIMEOUTS, IpSet, Link, Operation, Protocol, RealServer, Ruleset, SetEntry,
+    SetKind, VirtualServer, VirtualServerKey, promote_secondaries,
 };
 
 /// Error number and the kernel's words.
@@ -32,6 +32,9 @@ impl Inner {
                         [("conntrack", "0"), ("expire_nodest_conn", "0"), ("conn_reuse_mode", "1")]
                     {
                         self.sysctls.entry(format!("net.ipv4.vs.{setting}")).or_insert_with(|| value.into());
+                    }
+                    for (timeout, seconds) in IPVS_TIMEOUTS.into_iter().zip(["900", "120", "300"]) {
+                        self.sysctls.entry(timeout.into()).or_insert_with(|| seconds.into());
                     }
                     let template = "net.ipv4.vs.expire_quiescent_template";
                     self.sysctls.entry(template.into()).or_insert_with(|| "0".into());

@@ -136,7 +136,7 @@ fn single(kernel: &mut NetlinkKernel, operation: &Operation) -> Result<(), Kerne
             kernel.modules.load(name)
         }
         Operation::SetSysctl(name, value) => {
-            let written = kernel.settings.write(name, value)?;
+            let written = kernel.set(name, value)?;
             kernel.written += u64::from(written);
             Ok(())
         }

@@ -14,7 +14,7 @@ use nodenet_wire::{
     DecodeError, Family as WireFamily, IpProtocol,
     ipvs::{
         Destination, DestinationKey, FAMILY_NAME, ForwardingMethod, Reply, Request, SchedulerName, Service,
-        ServiceFlags, ServiceKey,
+        ServiceFlags, ServiceKey, Timeouts,
     },
     message::Flags,
 };
@@ -23,7 +23,8 @@ use super::transport::{Batch, Connection, TransportError};
 use crate::{
     kernel::KernelError,
     state::{
-        Family, Forwarding, Protocol, RealServer, RealServerKey, VirtualServer, VirtualServerKey, Which,
+        Family, Forwarding, IPVS_TIMEOUTS, Protocol, RealServer, RealServerKey, VirtualServer,
+        VirtualServerKey, Which,
     },
 };
 
@@ -119,6 +120,46 @@ fn some_services(
         }
     }
     Ok(services)
+}
+
+/// The timeouts, by the names that settings have.
+pub(super) fn timeouts(generic: &mut Connection, family: u16) -> Result<[Option<u32>; 3], KernelError> {
+    match generic.get(&Request::GetConfig.message(family), |_, payload| Reply::parse_payload(payload)) {
+        Ok(Reply::Config(Timeouts { tcp, tcp_fin, udp })) => Ok([tcp, tcp_fin, udp]),
+        Ok(_) => Ok([None; 3]),
+        Err(error) => Err(error.about("read", "timeouts of IPVS")),
+    }
+}
+
+/// Changes one timeout; the others stay.
+pub(super) fn set_timeout(
+    generic: &mut Connection,
+    family: u16,
+    name: &str,
+    value: &str,
+) -> Result<(), KernelError> {
+    let object = || format!("setting {name}");
+    let invalid = |problem: &str| KernelError::Refused {
+        operation: "write",
+        object: object(),
+        errno: libc::EINVAL,
+        message: Some(problem.to_owned()),
+    };
+    let seconds = value.parse().map_err(|_| invalid("not a number of seconds"))?;
+    let mut timeouts = Timeouts::default();
+    match IPVS_TIMEOUTS.iter().position(|known| *known == name) {
+        Some(0) => timeouts.tcp = Some(seconds),
+        Some(1) => timeouts.tcp_fin = Some(seconds),
+        Some(2) => timeouts.udp = Some(seconds),
+        _ => return Err(invalid("IPVS has no such timeout")),
+    }
+    let request = Request::SetConfig(timeouts);
+    let mut batch = generic.batch();
+    batch.push(request.flags(), &request.message(family));
+    match batch.finish().pop() {
+        Some((_, error)) => Err(error.about("write", object())),
+        None => Ok(()),
+    }
 }
 
 fn destinations(

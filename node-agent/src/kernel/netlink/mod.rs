@@ -37,7 +37,10 @@ mod rules;
 mod sysctl;
 mod transport;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 pub use self::{namespace::Namespace, rules::PacketFilterMode, transport::Cost};
 
@@ -48,7 +51,7 @@ use self::{
     transport::{Connection, Protocol},
 };
 use super::{Committed, Kernel, KernelError};
-use crate::state::{NodeState, Scope, Transaction, VirtualServer, VirtualServerKey};
+use crate::state::{IPVS_TIMEOUTS, NodeState, Scope, Transaction, VirtualServer, VirtualServerKey};
 
 /// Where the kernel's parts are.
 #[derive(Clone, Debug)]
@@ -152,6 +155,37 @@ impl NetlinkKernel {
         servers
     }
 
+    /// Settings, those of IPVS that are no files among them. What the kernel does not have is left out.
+    fn settings(&mut self, names: &BTreeSet<String>) -> Result<BTreeMap<String, String>, KernelError> {
+        let (of_ipvs, files): (BTreeSet<String>, BTreeSet<String>) =
+            names.iter().cloned().partition(|name| IPVS_TIMEOUTS.contains(&name.as_str()));
+        let mut settings = self.settings.read(&files)?;
+        if of_ipvs.is_empty() {
+            return Ok(settings);
+        }
+        let (generic, family) = match self.ipvs() {
+            Ok(ipvs) => ipvs,
+            Err(KernelError::Missing { .. }) => return Ok(settings),
+            Err(error) => return Err(error),
+        };
+        for (name, value) in IPVS_TIMEOUTS.iter().zip(ipvs::timeouts(generic, family)?) {
+            if let Some(value) = value.filter(|_| of_ipvs.contains(*name)) {
+                settings.insert((*name).to_owned(), value.to_string());
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Writes a setting; whether that was needed.
+    fn set(&mut self, name: &str, value: &str) -> Result<bool, KernelError> {
+        if !IPVS_TIMEOUTS.contains(&name) {
+            return self.settings.write(name, value);
+        }
+        let (generic, family) = self.ipvs()?;
+        // It counts its messages itself.
+        ipvs::set_timeout(generic, family, name, value).map(|()| false)
+    }
+
     /// The socket and the number of the family of IPVS.
     fn ipvs(&mut self) -> Result<(&mut Connection, u16), KernelError> {
         let generic = open(&mut self.generic, Protocol::Generic, &self.namespace)?;
@@ -178,7 +212,7 @@ impl Kernel for NetlinkKernel {
     fn observe(&mut self, scope: &Scope) -> Result<NodeState, KernelError> {
         let mut state = NodeState {
             modules: self.modules.read(&scope.modules)?,
-            sysctls: self.settings.read(&scope.sysctls)?,
+            sysctls: self.settings(&scope.sysctls)?,
             ..NodeState::default()
         };
         if scope.links || scope.addresses || scope.routes {

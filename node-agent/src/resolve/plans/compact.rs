@@ -7,7 +7,7 @@ use nodenet_crds::{FrontendKind, NOBODY, PortPlan, SchedulerFlag, ServicePlan, T
 use nodenet_wire::ipvs::ServiceFlags;
 
 use super::{Endpoint, Frontend, Part, Port};
-use crate::filter::INSIDE_NUMBERS;
+use crate::filter::{INSIDE_NUMBERS, InsideMarks};
 use crate::resolve::problem::{Problem, Reason};
 use crate::state::Protocol;
 
@@ -48,6 +48,7 @@ impl ZoneNames {
 pub(super) fn compact(
     plan: &ServicePlan,
     node: &str,
+    inside: InsideMarks,
     zones: &mut ZoneNames,
     problems: &mut Vec<Problem>,
 ) -> Option<Part> {
@@ -60,8 +61,11 @@ pub(super) fn compact(
         problems.push(Problem::new(object(), Reason::Part { part: plan.part, parts: plan.parts }));
         return None;
     }
-    let ports =
-        plan.ports.iter().filter_map(|port| compact_port(port, node, zones, &object, problems)).collect();
+    let ports = plan
+        .ports
+        .iter()
+        .filter_map(|port| compact_port(port, node, inside, zones, &object, problems))
+        .collect();
     let health_check_node_port = plan.health_check_node_port.and_then(|port| match check(None, port) {
         Ok((_, port)) => Some(port),
         Err(reason) => {
@@ -75,6 +79,7 @@ pub(super) fn compact(
 fn compact_port(
     port: &PortPlan,
     node: &str,
+    inside: InsideMarks,
     zones: &mut ZoneNames,
     object: &dyn Fn() -> String,
     problems: &mut Vec<Problem>,
@@ -160,6 +165,12 @@ fn compact_port(
         source_ranges.extend(NOBODY.map(IpNet::from));
     }
     let source_ranges = source_ranges.into();
+    let number =
+        port.inside_number.and_then(|n| u16::try_from(n).ok()).filter(|n| INSIDE_NUMBERS.contains(n));
+    let inside_number = number.filter(|number| *number <= inside.greatest());
+    if let (Some(number), None) = (number, inside_number) {
+        problems.push(Problem::new(object(), Reason::InsideNumber { number, greatest: inside.greatest() }));
+    }
     let flag = |flag: &SchedulerFlag| match flag {
         SchedulerFlag::Fallback => ServiceFlags::SCHEDULER_1,
         SchedulerFlag::Port => ServiceFlags::SCHEDULER_2,
@@ -177,10 +188,7 @@ fn compact_port(
         internal_local: port.internal_traffic_policy == TrafficPolicy::Local,
         source_ranges,
         external_local: port.external_traffic_policy == TrafficPolicy::Local,
-        inside_number: port
-            .inside_number
-            .and_then(|n| u16::try_from(n).ok())
-            .filter(|n| INSIDE_NUMBERS.contains(n)),
+        inside_number,
         persistence: port.persistence_seconds.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(0),
         drain_timeout: port.drain_timeout_seconds.and_then(|seconds| u32::try_from(seconds).ok()),
         frontends,
