@@ -1,7 +1,7 @@
 //! Developer commands of the workspace: `cargo xtask --help`.
 
 use clap::{Parser, Subcommand};
-use nodenet_e2e::xtask::{bench, cluster, crds, demo, enter, guest, setup, test};
+use nodenet_e2e::xtask::{bench, cluster, crds, demo, enter, guest, operator_bench, setup, test};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -19,6 +19,7 @@ enum Task {
     Demo(demo::DemoArguments),
     Test(test::TestArguments),
     Bench(bench::BenchArguments),
+    OperatorBench(operator_bench::OperatorBenchArguments),
     Crds(crds::CrdsArguments),
     Cluster(cluster::ClusterArguments),
     Guest(guest::GuestArguments),
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::OperatorBench(arguments) => operator_bench::run(&arguments),
         Task::Crds(arguments) => crds::run(&arguments),
         Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),

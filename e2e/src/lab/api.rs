@@ -65,6 +65,18 @@ impl Api {
         Ok(Answer { status, text })
     }
 
+    /// Sends a GET whose answer does not end, and returns the connection it comes by: head, then chunks.
+    ///
+    /// # Errors
+    /// When the proxy does not answer.
+    pub fn stream(&self, path: &str) -> Result<TcpStream, LabError> {
+        let mut stream =
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).during("connect to", "kubectl proxy")?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).during("write to", "kubectl proxy")?;
+        Ok(stream)
+    }
+
     /// Creates objects, eight at a time.
     ///
     /// # Errors

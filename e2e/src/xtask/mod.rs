@@ -7,5 +7,6 @@ pub mod crds;
 pub mod demo;
 pub mod enter;
 pub mod guest;
+pub mod operator_bench;
 pub mod setup;
 pub mod test;
