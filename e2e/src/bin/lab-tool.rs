@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use nodenet_e2e::tool::traffic::{self, Transport};
-use nodenet_e2e::tool::{accounting, guard, init, ipvs_watch, netlink_tap, reaper};
+use nodenet_e2e::tool::{accounting, guard, init, ipvs_fill, ipvs_watch, netlink_tap, reaper};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,6 +80,16 @@ enum Call {
         #[arg(long, default_value_t = 60)]
         timeout_seconds: u64,
     },
+    /// Fills the IPVS table, with nothing around the messages that do it.
+    FillRange {
+        first: SocketAddr,
+        count: u32,
+        destination: SocketAddr,
+        destinations: u32,
+        /// Messages in one send.
+        #[arg(long, default_value_t = 1)]
+        together: usize,
+    },
     /// Counts what is asked of the kernel over netlink until it is killed.
     CountRequests,
     /// Lets the kernel account for each process that ends.
@@ -131,6 +141,9 @@ fn main() -> ExitCode {
         Call::AwaitDestination { server, destination, absent, timeout_seconds } => {
             let timeout = Duration::from_secs(timeout_seconds);
             ipvs_watch::wait_for_destination(server, destination, !absent, timeout).map(code)
+        }
+        Call::FillRange { first, count, destination, destinations, together } => {
+            ipvs_fill::fill(first, count, destination, destinations, together).map(|()| 0)
         }
         Call::CountRequests => netlink_tap::count().map(|()| 0),
         Call::Account { file } => accounting::begin(&file).map(|()| 0),

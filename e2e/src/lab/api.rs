@@ -104,6 +104,15 @@ impl Api {
         let answer = self.send("PATCH", path, "application/merge-patch+json", &patch.to_string())?;
         accepted(path, &answer)
     }
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn delete(&self, path: &str) -> Result<(), LabError> {
+        let answer = self.send("DELETE", path, "application/json", "")?;
+        accepted(path, &answer)
+    }
 }
 
 fn accepted(path: &str, answer: &Answer) -> Result<(), LabError> {

@@ -3,6 +3,8 @@
 pub mod accounting;
 pub mod guard;
 pub mod init;
+mod ipvs;
+pub mod ipvs_fill;
 pub mod ipvs_watch;
 mod namespaces;
 pub mod netlink_tap;

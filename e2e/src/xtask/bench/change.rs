@@ -4,11 +4,11 @@ use super::Bench;
 use super::peers::Peer;
 use crate::lab::process::lab_tool;
 use crate::lab::protocol::{Event, Exec};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(400);
+pub(super) const PATIENCE: Duration = Duration::from_secs(400);
 
 /// One change that has reached the kernel.
 pub(super) struct Change {
@@ -38,6 +38,22 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer, number: usize) -> anyhow::
     if !added {
         argv.push("--absent".into());
     }
+    let act = || load.change(&bench.api, service, added, peer.legacy());
+    let (millis, asked) = watched(bench, peer, argv, act)?.with_context(|| {
+        let server = load.server(service);
+        format!("{} did not program {server} within {} s", peer.name(), PATIENCE.as_secs())
+    })?;
+    Ok(Change { added, millis, asked })
+}
+
+/// Starts a watcher of the node's table, writes to the API, and waits until the watcher sees what came of it: milliseconds
+/// from the API server's answer, and the netlink messages of the watcher. `None` where it gives up.
+pub(super) fn watched(
+    bench: &Bench,
+    peer: &dyn Peer,
+    argv: Vec<String>,
+    act: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Option<(f64, f64)>> {
     let exec = Exec::new(argv).within(peer.node());
     let channel = bench.lab.guest().channel().clone();
     let (tell, heard) = mpsc::channel();
@@ -51,17 +67,16 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer, number: usize) -> anyhow::
         })
     });
     heard.recv_timeout(PATIENCE).context("the watcher of the IPVS table does not start")?;
-    load.change(&bench.api, service, added, peer.legacy())?;
+    act()?;
     let answered = Instant::now();
     let (line, seen) =
         heard.recv_timeout(PATIENCE + Duration::from_secs(30)).context("the watcher went away")?;
     watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
-    let Some(asked) = line.strip_prefix("seen ") else {
-        let server = load.server(service);
-        bail!("{} did not program {server} within {} s", peer.name(), PATIENCE.as_secs());
-    };
-    let millis = millis(seen.saturating_duration_since(answered));
-    Ok(Change { added, millis, asked: asked.parse()? })
+    if !line.starts_with("seen ") {
+        return Ok(None);
+    }
+    let asked = line.rsplit(' ').next().unwrap_or_default().parse()?;
+    Ok(Some((millis(seen.saturating_duration_since(answered)), asked)))
 }
 
 /// Takes back what so many changes have left.

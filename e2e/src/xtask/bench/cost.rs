@@ -56,6 +56,14 @@ pub(super) fn processor_millis(place: &Place, id: u32) -> anyhow::Result<f64> {
     text.trim().parse().with_context(|| format!("processor time `{text}`"))
 }
 
+/// The same of a process on the host.
+pub(super) fn processor_millis_of_host(id: u32) -> anyhow::Result<f64> {
+    let tool = lab_tool()?;
+    let said = std::process::Command::new(&tool).args(["processor-time", &id.to_string()]).output()?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    text.trim().parse().with_context(|| format!("processor time `{text}`"))
+}
+
 /// Waits until the program rests, so that what is measured next does not wait for what it did before.
 pub(super) fn rest(place: &Place, id: u32, timeout: Duration) -> anyhow::Result<()> {
     let tool = lab_tool()?.display().to_string();

@@ -36,6 +36,13 @@ impl Samples {
         self.sorted().last().copied()
     }
 
+    /// What so many of a hundred do not exceed; `None` for less than a hundred samples.
+    pub(super) fn percentile(&self, percent: usize) -> Option<f64> {
+        let sorted = self.sorted();
+        let rank = (sorted.len() * percent).div_ceil(100);
+        (sorted.len() >= 100).then(|| sorted.get(rank.checked_sub(1)?).copied())?
+    }
+
     fn sorted(&self) -> Vec<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -82,6 +89,18 @@ pub(super) struct Figures {
     pub(super) endpoint_removed_millis: Samples,
     /// From the removal of the services' route by another hand until it is back.
     pub(super) route_repair_millis: Samples,
+    /// From the API server's answer until a Service that is new is served with all its endpoints.
+    pub(super) new_service_millis: Samples,
+    /// From the API server's last answer to the kernel, when all endpoints of a large Service were replaced in steps.
+    pub(super) rolling_millis: Samples,
+    /// Writes of EndpointSlices (or Endpoints) that such an update consisted of.
+    pub(super) rolling_steps: Samples,
+    /// Writes of NodeNetSlices that it caused.
+    pub(super) rolling_api_writes: Samples,
+    /// Part of one processor that the program uses while nothing happens, in percent.
+    pub(super) idle_percent: Samples,
+    /// How long it was given where a first sync did not end.
+    pub(super) unfinished_after_seconds: Option<f64>,
     /// Netlink messages to the kernel of one change.
     pub(super) change_messages: Samples,
     /// Those of them that do more than ask.
@@ -105,6 +124,17 @@ impl Figures {
         all.extend(self.endpoint_removed_millis.0.iter().copied());
         all
     }
+}
+
+/// The messages of a first sync and nothing around them.
+#[derive(Debug, Serialize)]
+pub(super) struct BareLoop {
+    /// How many.
+    pub(super) messages: f64,
+    /// With a send and an answer for each.
+    pub(super) single_seconds: f64,
+    /// Many in a send, one answer for them.
+    pub(super) together_seconds: f64,
 }
 
 /// Where it was measured.
@@ -134,6 +164,8 @@ pub(super) struct Report {
     pub(super) publish_seconds: Option<f64>,
     /// The operator's memory at the end: resident and peak.
     pub(super) operator_resident_mebibytes: Vec<(f64, f64)>,
+    /// What the kernel itself needs for the messages of a first sync.
+    pub(super) bare_loop: Option<BareLoop>,
     pub(super) nodenet: Option<Figures>,
     /// The agent on the host with its kernel in memory.
     pub(super) nodenet_on_fake_kernel: Option<Figures>,
@@ -155,5 +187,12 @@ mod tests {
         assert_eq!(Samples(vec![]).median(), None);
         assert_eq!(Samples(vec![3.0, 1.0, 2.0]).median(), Some(2.0));
         assert_eq!(Samples(vec![4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
+    }
+
+    #[test]
+    fn a_percentile_needs_a_hundred_samples() {
+        assert_eq!(Samples((1..=99).map(f64::from).collect()).percentile(99), None);
+        assert_eq!(Samples((1..=100).map(f64::from).collect()).percentile(99), Some(99.0));
+        assert_eq!(Samples((1..=250).rev().map(f64::from).collect()).percentile(99), Some(248.0));
     }
 }

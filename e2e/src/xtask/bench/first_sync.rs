@@ -8,12 +8,17 @@ use crate::lab::guest::Started;
 use crate::lab::nodenet::Nodenet;
 use crate::lab::process::{Process, lab_tool, wait_for};
 use crate::lab::protocol::{Event, Exec};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// kube-proxy's first sync of 2,000 Services takes minutes in the guest.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// A program that was started, and what became of its first sync.
+pub(super) enum Outcome {
+    /// It has finished.
+    Done(FirstSync),
+    /// It has not within the time that it had.
+    Unfinished(Started),
+}
 
 /// A first sync.
 pub(super) struct FirstSync {
@@ -30,22 +35,22 @@ pub(super) struct FirstSync {
 
 impl FirstSync {
     /// Waits until the set of service addresses is full too; returns the time from the start, and how many
-    /// programs of its own it has run for that. It looks at a fiftieth of the time: to fill a set takes long
-    /// where each entry is a program of its own.
-    pub(super) fn complete(&self, bench: &Bench, peer: &dyn Peer) -> anyhow::Result<(Duration, f64)> {
+    /// programs of its own it has run for that; `None` when the time that it has is over. It looks at a fiftieth of
+    /// the time: to fill a set takes long where each entry is a program of its own.
+    pub(super) fn complete(&self, bench: &Bench, peer: &dyn Peer) -> anyhow::Result<Option<(Duration, f64)>> {
         let place = bench.lab.place(peer.node());
         let entries = "Number of entries: ";
         let mut looks = 0.0;
-        while self.begin.elapsed() < PATIENCE {
+        while self.begin.elapsed() < bench.plan.patience {
             looks += 1.0;
             let listing = place.attempt(&["ipset", "list", "-terse", peer.cluster_ip_set()])?.stdout;
             let count = listing.lines().find_map(|line| line.strip_prefix(entries)?.parse().ok());
             if count.is_some_and(|count: usize| count >= bench.plan.load.services) {
-                return Ok((self.begin.elapsed(), looks));
+                return Ok(Some((self.begin.elapsed(), looks)));
             }
             std::thread::sleep((self.begin.elapsed() / 50).max(Duration::from_millis(100)));
         }
-        bail!("{} did not fill {} within {} s", peer.name(), peer.cluster_ip_set(), PATIENCE.as_secs())
+        Ok(None)
     }
 }
 
@@ -65,13 +70,13 @@ pub(super) fn publish(lab: &Lab, nodenet: &Nodenet, load: &Load) -> anyhow::Resu
 
 /// Starts the program and waits until its node's table is complete. The host's clock measures both ends; the
 /// watcher in the guest says when.
-pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSync> {
+pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<Outcome> {
     let load = &bench.plan.load;
     let argv = [
         lab_tool()?.display().to_string(),
         "await-range".into(),
         "--timeout-seconds".into(),
-        PATIENCE.as_secs().to_string(),
+        bench.plan.patience.as_secs().to_string(),
         load.server(0).to_string(),
         load.services.to_string(),
         load.endpoints.to_string(),
@@ -96,16 +101,13 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<FirstSyn
     let (line, end) = heard.recv().context("the watcher of the IPVS table went away")?;
     watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
     let words: Vec<&str> = line.split(' ').collect();
-    let &["seen", look, asked] = words.as_slice() else {
-        let name = peer.name();
-        bail!("{name} did not finish its first sync within {} s: {line}", PATIENCE.as_secs());
-    };
+    let &["seen", look, asked] = words.as_slice() else { return Ok(Outcome::Unfinished(started)) };
     let resolution = Duration::from_millis(look.parse()?);
-    Ok(FirstSync {
+    Ok(Outcome::Done(FirstSync {
         started,
         took: (end - begin).saturating_sub(resolution),
         resolution,
         asked: asked.parse()?,
         begin,
-    })
+    }))
 }

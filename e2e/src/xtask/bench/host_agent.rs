@@ -2,6 +2,7 @@
 
 use super::change::millis;
 use super::figures::Figures;
+use super::rounds::IDLE;
 use super::{Bench, HOST_AGENT_NODE, cost, metrics};
 use crate::lab::nodenet::Nodenet;
 use crate::lab::process::wait_for;
@@ -15,9 +16,13 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Between two changes: what the one before has caused is over by then.
 const PAUSE: Duration = Duration::from_millis(400);
 
+/// Changes for one of the guest's: nothing waits here, and one of a hundred is to be seen.
+const CHANGES: usize = 6;
+
 /// Changes and memory. That the kernel has it is read from the agent's own count of what it has done to it.
 pub(super) fn measure(bench: &Bench, nodenet: &Nodenet, changes: usize) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
+    let changes = changes * CHANGES;
     let load = &bench.plan.load;
     let begin = Instant::now();
     let agent = bench.lab.start_host_agent(nodenet, HOST_AGENT_NODE)?;
@@ -58,6 +63,13 @@ pub(super) fn measure(bench: &Bench, nodenet: &Nodenet, changes: usize) -> anyho
             samples.push(millis(answered.elapsed()));
             figures.change_api_writes.push(metrics::writes(&bench.lab)?.planned - writes);
         }
+        anyhow::Ok(())
+    })?;
+    step(&format!("nodenet on its kernel in memory: {} s without any change", IDLE.as_secs()), || {
+        let before = cost::processor_millis_of_host(agent.id())?;
+        std::thread::sleep(IDLE);
+        let used = cost::processor_millis_of_host(agent.id())? - before;
+        figures.idle_percent.push(used / millis(IDLE) * 100.0);
         anyhow::Ok(())
     })?;
     figures.peak_resident_mebibytes.push(cost::memory_of_host(agent.id())?.1);

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 const NAMESPACE: &str = "bench";
 const PORT: u16 = 80;
-const TARGET: u16 = 8080;
+pub(super) const TARGET: u16 = 8080;
 
 /// So many Services with so many endpoints each.
 #[derive(Debug)]
@@ -22,25 +22,37 @@ impl Load {
     /// these are made too.
     pub(super) fn create(&self, api: &Api, cluster: &Cluster) -> anyhow::Result<()> {
         cluster.kubectl(&["create", "namespace", NAMESPACE])?;
-        let core = format!("/api/v1/namespaces/{NAMESPACE}");
-        let mut services = Vec::new();
-        let mut endpoints = Vec::new();
+        let (mut services, mut endpoints) = (Vec::new(), Vec::new());
         for number in 0..self.services {
-            let name = name(number);
-            let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-                "spec": {"clusterIP": cluster_ip(number).to_string(), "ports": [{"port": PORT, "targetPort": TARGET}]}});
-            services.push((format!("{core}/services"), service));
-            let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-                "addressType": "IPv4", "ports": [{"name": "", "port": TARGET, "protocol": "TCP"}],
-                "endpoints": self.slice_endpoints(number, self.endpoints)});
-            endpoints.push((slices_path(), slice));
-            let legacy = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name},
-                "subsets": self.subsets(number, self.endpoints)});
-            endpoints.push((format!("{core}/endpoints"), legacy));
+            services.push(service(number));
+            endpoints.extend(self.endpoints_of(number));
         }
         api.create(&services)?;
         api.create(&endpoints)?;
+        Ok(())
+    }
+
+    /// EndpointSlice and Endpoints of a Service.
+    fn endpoints_of(&self, number: usize) -> [(String, Value); 2] {
+        let name = name(number);
+        let slice = slice(&name, &name, &self.slice_endpoints(number, self.endpoints));
+        [(slices_path(), slice), legacy(&name, self.subsets(number, self.endpoints))]
+    }
+
+    /// One Service more than there are, its endpoints before it: with the last answer all is there.
+    pub(super) fn add_service(&self, api: &Api, number: usize) -> anyhow::Result<()> {
+        api.create(&self.endpoints_of(number))?;
+        api.create(&[service(number)])?;
+        Ok(())
+    }
+
+    /// Takes such a Service away.
+    pub(super) fn remove_service(&self, api: &Api, number: usize) -> anyhow::Result<()> {
+        let name = name(number);
+        // The API server takes the Endpoints of a Service along.
+        for path in [format!("{}/{name}", path("services")), format!("{}/{name}", slices_path())] {
+            api.delete(&path)?;
+        }
         Ok(())
     }
 
@@ -49,7 +61,7 @@ impl Load {
         let name = name(number);
         let count = self.endpoints + usize::from(added);
         if legacy {
-            let path = format!("/api/v1/namespaces/{NAMESPACE}/endpoints/{name}");
+            let path = format!("{}/{name}", path("endpoints"));
             api.merge(&path, &json!({"subsets": self.subsets(number, count)}))?;
         } else {
             let path = format!("{}/{name}", slices_path());
@@ -72,6 +84,11 @@ impl Load {
     /// The real server that [`Load::change`] brings and takes.
     pub(super) fn added(&self, number: usize) -> SocketAddr {
         SocketAddr::new(self.address(number, self.endpoints).into(), TARGET)
+    }
+
+    /// The first real server of the first Service.
+    pub(super) fn first_endpoint(&self) -> SocketAddr {
+        SocketAddr::new(self.address(0, 0).into(), TARGET)
     }
 
     fn slice_endpoints(&self, number: usize, count: usize) -> Vec<Value> {
@@ -114,11 +131,38 @@ const POD_NETWORK_SIZE: usize = 1 << 22;
 /// From [`cluster_ip`]'s first address to the end of the lab's range.
 const MAX_SERVICES: usize = 39_000;
 
-fn name(number: usize) -> String {
+pub(super) fn name(number: usize) -> String {
     format!("service-{number:05}")
 }
 
-fn slices_path() -> String {
+/// The Service of a number, as it is created.
+pub(super) fn service(number: usize) -> (String, Value) {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name(number)},
+        "spec": {"clusterIP": cluster_ip(number).to_string(), "ports": [{"port": PORT, "targetPort": TARGET}]}});
+    (path("services"), service)
+}
+
+/// An EndpointSlice.
+pub(super) fn slice(name: &str, service: &str, endpoints: &[Value]) -> Value {
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": TARGET, "protocol": "TCP"}],
+        "endpoints": endpoints})
+}
+
+/// Endpoints, as they are created.
+pub(super) fn legacy(name: &str, subsets: Value) -> (String, Value) {
+    let endpoints =
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": subsets});
+    (path("endpoints"), endpoints)
+}
+
+/// Where the API server keeps this kind of object.
+pub(super) fn path(plural: &str) -> String {
+    format!("/api/v1/namespaces/{NAMESPACE}/{plural}")
+}
+
+pub(super) fn slices_path() -> String {
     format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices")
 }
 

@@ -4,11 +4,13 @@
 //! node of its own (a network namespace that nothing has touched), and leave nothing running behind them.
 //! What is timed is not traced: messages and API writes are counted in a round of their own.
 
+mod bare_loop;
 mod bars;
 mod change;
 mod cost;
 mod figures;
 mod first_sync;
+mod growth;
 mod host_agent;
 mod load;
 mod machine;
@@ -32,13 +34,15 @@ use load::Load;
 use peers::{Agent, KubeProxy, Peer};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Measures first sync, the change of one endpoint, memory, kernel messages and API writes.
 #[derive(Debug, clap::Args)]
 pub struct BenchArguments {
-    /// Services (2000, or 100 with --quick).
-    #[arg(long)]
-    services: Option<usize>,
+    /// Services (2000, or 100 with --quick); several numbers, with commas between them, are measured one after the
+    /// other, each in a lab of its own.
+    #[arg(long, value_delimiter = ',')]
+    services: Vec<usize>,
     /// Endpoints of each Service.
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
@@ -49,6 +53,9 @@ pub struct BenchArguments {
     /// minutes.
     #[arg(long)]
     peer_rounds: Option<usize>,
+    /// Seconds that a first sync may take; the program that needs longer is ended, and the figures say so.
+    #[arg(long, default_value_t = 900)]
+    patience: u64,
     /// Changes of one endpoint (a twelfth of them for kube-proxy, which needs a minute for one).
     #[arg(long, default_value_t = 24)]
     changes: usize,
@@ -80,6 +87,7 @@ struct Plan {
     /// The first of them that kube-proxy takes part in.
     peer_from: usize,
     changes: usize,
+    patience: Duration,
     nodenet: Option<Nodenet>,
     kube_proxy: Option<kube_proxy::KubeProxy>,
 }
@@ -97,37 +105,47 @@ struct Bench {
 /// # Errors
 /// When the lab or a measured program does not come up.
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<i32> {
-    let plan = Plan::new(arguments)?;
-    let mut report = Report::new(&plan.load, plan.rounds);
-    let lab = Lab::start(LabSpec { topology: topology(plan.rounds), ..LabSpec::default() })?;
-    report.machine = machine::describe(&lab)?;
-    let api = Api::start(lab.site(), lab.cluster())?;
-    let bench = Bench { lab, api, plan };
-    bench.measure(&mut report)?;
-
-    let verdicts = bars::judge(&report);
-    table::print(&report);
-    table::print_bars(&verdicts);
-    println!("\nall samples: {}", write(&report)?.display());
-    Ok(i32::from(verdicts.iter().any(|verdict| !verdict.reached)))
+    let sizes = match (arguments.services.as_slice(), arguments.quick) {
+        ([], true) => &[100],
+        ([], false) => &[2000],
+        (sizes, _) => sizes,
+    };
+    let mut reports = Vec::new();
+    let mut missed = false;
+    for services in sizes {
+        let plan = Plan::new(arguments, *services)?;
+        let mut report = Report::new(&plan.load, plan.rounds);
+        let lab = Lab::start(LabSpec { topology: topology(plan.rounds), ..LabSpec::default() })?;
+        let api = Api::start(lab.site(), lab.cluster())?;
+        Bench { lab, api, plan }.measure(&reports, &mut report)?;
+        let verdicts = bars::judge(&report);
+        table::print(&report);
+        table::print_bars(&verdicts);
+        missed |= verdicts.iter().any(|verdict| !verdict.reached);
+        reports.push(report);
+    }
+    table::print_growth(&reports);
+    println!("\nall samples: {}", write(reports.iter())?.display());
+    Ok(i32::from(missed))
 }
 
 /// Writes what is known by now: a long run that breaks off leaves its samples.
-fn write(report: &Report) -> anyhow::Result<PathBuf> {
+fn write<'r>(reports: impl Iterator<Item = &'r Report>) -> anyhow::Result<PathBuf> {
     let folder = workspace().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let path = folder.join("report.json");
-    let text = json!({"figures": report, "bars": bars::judge(report)});
+    let text: Vec<_> =
+        reports.map(|report| json!({"figures": report, "bars": bars::judge(report)})).collect();
     std::fs::write(&path, serde_json::to_string_pretty(&text)? + "\n")
         .with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
 
 impl Plan {
-    fn new(arguments: &BenchArguments) -> anyhow::Result<Self> {
-        let (services, rounds) = if arguments.quick { (100, 1) } else { (2000, 3) };
-        let load = Load { services: arguments.services.unwrap_or(services), endpoints: arguments.endpoints };
-        let (rounds, changes) = (arguments.rounds.unwrap_or(rounds), arguments.changes);
+    fn new(arguments: &BenchArguments, services: usize) -> anyhow::Result<Self> {
+        let load = Load { services, endpoints: arguments.endpoints };
+        let rounds = arguments.rounds.unwrap_or(if arguments.quick { 1 } else { 3 });
+        let (changes, patience) = (arguments.changes, Duration::from_secs(arguments.patience));
         load.check()?;
         if rounds == 0 || rounds > MAX_ROUNDS || changes == 0 {
             bail!("at least one round (at most {MAX_ROUNDS}) and one change");
@@ -145,7 +163,7 @@ impl Plan {
                 Some(kube_proxy::KubeProxy::find()?.with_flags(&[&pods]))
             }
         };
-        Ok(Self { load, rounds, peer_from, changes, nodenet, kube_proxy })
+        Ok(Self { load, rounds, peer_from, changes, patience, nodenet, kube_proxy })
     }
 }
 
@@ -170,7 +188,9 @@ fn programs(folder: Option<&Path>) -> anyhow::Result<Nodenet> {
 }
 
 impl Bench {
-    fn measure(&self, report: &mut Report) -> anyhow::Result<()> {
+    /// Fills `report`, which comes after the `earlier` ones.
+    fn measure(&self, earlier: &[Report], report: &mut Report) -> anyhow::Result<()> {
+        report.machine = machine::describe(&self.lab)?;
         report.channel_round_trip_millis = machine::channel_round_trip(&self.lab)?;
         cost::prepare(&self.lab)?;
         if let Some(nodenet) = &self.plan.nodenet {
@@ -178,6 +198,7 @@ impl Bench {
         }
         let load = &self.plan.load;
         step(&format!("creating {} Services", load.services), || load.create(&self.api, self.lab.cluster()))?;
+        report.bare_loop = Some(step("the same messages in a bare loop", || bare_loop::measure(self))?);
         let mut operator: Option<Process> = None;
         if let Some(nodenet) = &self.plan.nodenet {
             let (process, took) =
@@ -190,13 +211,17 @@ impl Bench {
                 let figures = if peer.writes() { &mut report.nodenet } else { &mut report.kube_proxy };
                 let figures = figures.get_or_insert_default();
                 if round == self.plan.rounds {
+                    // Counted is what was seen to end.
+                    if figures.unfinished_after_seconds.is_some() {
+                        continue;
+                    }
                     rounds::counted(self, peer.as_ref(), figures)?;
                 } else {
                     let last = round + 1 == self.plan.rounds;
                     let changes = if last { peer.changes(self.plan.changes) } else { 0 };
                     rounds::timed(self, peer.as_ref(), changes, figures)?;
                 }
-                write(report)?;
+                write(earlier.iter().chain([&*report]))?;
             }
         }
         if let Some(nodenet) = &self.plan.nodenet {

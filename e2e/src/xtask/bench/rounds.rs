@@ -1,8 +1,9 @@
 //! One turn of one of the two: on a node of its own, from its start until nothing of it runs.
 
 use super::figures::Figures;
+use super::first_sync::Outcome;
 use super::peers::Peer;
-use super::{Bench, change, cost, first_sync, metrics, repair};
+use super::{Bench, change, cost, first_sync, growth, metrics, repair};
 use crate::lab::guest::Started;
 use crate::lab::progress::step;
 use crate::lab::traffic::Place;
@@ -13,6 +14,8 @@ use std::time::Duration;
 const REST: Duration = Duration::from_secs(600);
 /// Changes in the counted round: they differ little from each other.
 const COUNTED_CHANGES: usize = 6;
+/// How long it is looked at while nothing happens: three verify periods.
+pub(super) const IDLE: Duration = Duration::from_secs(95);
 /// How often another hand removes the route of the services.
 const REPAIRS: usize = 8;
 
@@ -27,15 +30,25 @@ pub(super) fn timed(
     let place = bench.lab.place(peer.node());
     let programs = cost::programs(&bench.lab)?;
     let what = format!("{}: first sync on {}", peer.name(), peer.node());
-    let first = step(&what, || first_sync::measure(bench, peer))?;
+    let first = match step(&what, || first_sync::measure(bench, peer))? {
+        Outcome::Done(first) => first,
+        Outcome::Unfinished(started) => {
+            figures.unfinished_after_seconds = Some(bench.plan.patience.as_secs_f64());
+            return end(&place, &started);
+        }
+    };
     figures.first_sync_seconds.push(first.took.as_secs_f64());
     figures.first_sync_resolution_seconds.push(first.resolution.as_secs_f64());
     let started = &first.started;
     if changes == 0 {
         return end(&place, started);
     }
-    let (complete, looks) =
+    let complete =
         step(&format!("{}: until its sets are full", peer.name()), || first.complete(bench, peer))?;
+    let Some((complete, looks)) = complete else {
+        figures.unfinished_after_seconds = Some(bench.plan.patience.as_secs_f64());
+        return end(&place, started);
+    };
     figures.complete_seconds.push(complete.as_secs_f64());
     step(&format!("{}: until it rests", peer.name()), || cost::rest(&place, started.id(), REST))?;
     figures.first_sync_processor_seconds.push(cost::processor_millis(&place, started.id())? / 1000.0);
@@ -63,6 +76,32 @@ pub(super) fn timed(
         }
         anyhow::Ok(())
     })?;
+    change::restore(bench, peer, changes)?;
+    let rest = || cost::rest(&place, started.id(), REST);
+    step(&format!("{}: new Services", peer.name()), || {
+        for _ in 0..changes.div_ceil(4) {
+            rest()?;
+            figures.new_service_millis.push(growth::new_service(bench, peer)?);
+        }
+        anyhow::Ok(())
+    })?;
+    step(&format!("{}: a rolling update", peer.name()), || {
+        let rolled = growth::rolling_update(bench, peer, rest)?;
+        figures.rolling_millis.push(rolled.millis);
+        figures.rolling_steps.push(rolled.steps);
+        if peer.writes() {
+            figures.rolling_api_writes.push(rolled.writes);
+        }
+        anyhow::Ok(())
+    })?;
+    rest()?;
+    step(&format!("{}: {} s without any change", peer.name(), IDLE.as_secs()), || {
+        let before = cost::processor_millis(&place, started.id())?;
+        std::thread::sleep(IDLE);
+        let used = cost::processor_millis(&place, started.id())? - before;
+        figures.idle_percent.push(used / change::millis(IDLE) * 100.0);
+        anyhow::Ok(())
+    })?;
     if peer.writes() {
         step(&format!("{}: {REPAIRS} repairs of a route", peer.name()), || {
             for _ in 0..REPAIRS {
@@ -73,7 +112,6 @@ pub(super) fn timed(
         })?;
     }
     figures.peak_resident_mebibytes.push(cost::memory(&place, started.id())?.1);
-    change::restore(bench, peer, changes)?;
     end(&place, started)
 }
 
@@ -85,9 +123,19 @@ pub(super) fn counted(bench: &Bench, peer: &dyn Peer, figures: &mut Figures) -> 
     let what = format!("{}: counting a first sync on {}", peer.name(), peer.node());
     let first = step(&what, || {
         let first = first_sync::measure(bench, peer)?;
-        cost::rest(&place, first.started.id(), REST)?;
+        if let Outcome::Done(first) = &first {
+            cost::rest(&place, first.started.id(), REST)?;
+        }
         anyhow::Ok(first)
     })?;
+    let first = match first {
+        Outcome::Done(first) => first,
+        Outcome::Unfinished(started) => {
+            figures.unfinished_after_seconds = Some(bench.plan.patience.as_secs_f64());
+            tap.stop()?;
+            return end(&place, &started);
+        }
+    };
     let started = &first.started;
     let requests = tap.read()?;
     figures.first_sync_messages.push(requests.messages - first.asked);

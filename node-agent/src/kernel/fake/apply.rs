@@ -111,13 +111,13 @@ impl Inner {
                 {
                     return Err((libc::ENOSPC, Some("Hash is full, cannot add more elements".into())));
                 }
-                set.entries.retain(|there| !there.is_same_element(entry));
+                take_out(set, entry);
                 set.entries.insert(*entry);
                 Ok(())
             }
             Operation::DeleteEntry(name, entry) => {
                 let Some(set) = self.sets.get_mut(name) else { return refused(libc::ENOENT) };
-                set.entries.retain(|there| !there.is_same_element(entry));
+                take_out(set, entry);
                 Ok(())
             }
             Operation::ReplaceRules(family, rules) => {
@@ -275,6 +275,14 @@ fn sets_of(rules: &Ruleset) -> impl Iterator<Item = &str> {
             words.next()
         })
     })
+}
+
+/// Removes what the kernel takes for the same element. Only of a marked one can there be another that is: the sets of a
+/// large cluster are not walked for each entry.
+fn take_out(set: &mut IpSet, entry: &SetEntry) {
+    if !set.entries.remove(entry) && set.kind == SetKind::HashIpPortMark {
+        set.entries.retain(|there| !there.is_same_element(entry));
+    }
 }
 
 fn fits(kind: SetKind, entry: &SetEntry) -> bool {
