@@ -90,6 +90,14 @@ pub mod reason {
     pub const LISTEN_REFUSED: &str = "ListenRefused";
     /// The agent does not hear of changes in the kernel, or of other owners of addresses, and tries again.
     pub const LISTENER_FAILING: &str = "ListenerFailing";
+    /// kube-proxy runs on the node: Services are left to it.
+    pub const KUBE_PROXY_ACTIVE: &str = "KubeProxyActive";
+    /// Services are not served by nodenet, because its settings say so.
+    pub const SERVICE_PROXY_OFF: &str = "ServiceProxyOff";
+    /// kube-proxy is stopped, and what it made is still there.
+    pub const KUBE_PROXY_LEFTOVERS: &str = "KubeProxyLeftovers";
+    /// What kube-proxy left was taken over, and the rest of it removed.
+    pub const KUBE_PROXY_TAKEN_OVER: &str = "KubeProxyTakenOver";
     /// Another hand changed what is ours; it was put back.
     pub const DRIFT_REPAIRED: &str = "DriftRepaired";
 }

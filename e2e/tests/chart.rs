@@ -125,6 +125,8 @@ fn variants() -> Vec<Vec<&'static str>> {
             "masqueradeAll=true",
             "nodePortAddresses={192.168.0.0/24}",
             "externalIPCIDRs={203.0.113.0/24,2001:db8:2::/64}",
+            "takeover=true",
+            "excludeCIDRs={192.168.0.200/32}",
             "verifyPeriod=2m",
             "logLevel=debug",
             "nodeNamespace.name=leases",
@@ -146,6 +148,8 @@ fn variants() -> Vec<Vec<&'static str>> {
             "apiServers={[2001:db8::10]:6443,api.example.org:443}",
             "serviceCIDRs={10.243.0.0/16,2001:db8:1::/108}",
             "clusterCIDRs=null",
+            "serviceProxy=false",
+            "removeServices=true",
         ],
         vec![
             "admissionPolicy=Off",
@@ -438,11 +442,13 @@ fn configuration(objects: &[Value]) -> Value {
 #[test]
 fn agents_read_a_configuration_file_and_roll_when_it_changes() {
     let Some(helm) = helm() else { return };
-    let objects = template(helm, &["masqueradeAll=true"], &[]).expect("renders");
+    let values = ["masqueradeAll=true", "takeover=true", "excludeCIDRs={192.168.0.200/32}"];
+    let objects = template(helm, &values, &[]).expect("renders");
     assert_eq!(
         configuration(&objects),
         serde_json::json!({
             "verifyPeriod": "30s", "minSyncPeriod": "0s", "drainTimeout": "15m", "healthzAddress": "0.0.0.0:10256",
+            "serviceProxy": true, "removeServices": false, "takeover": true, "excludeCIDRs": ["192.168.0.200/32"],
             "scheduler": "rr", "masqueradeAll": true, "masqueradeBit": 14,
             "insideMark": {"base": 0x1000, "firstBit": 0, "bits": 12},
         }),
@@ -473,8 +479,8 @@ fn agents_read_a_configuration_file_and_roll_when_it_changes() {
         serde_json::json!({"maxPerCore": 32768, "tcpBeLiberal": true, "tcpEstablishedTimeout": "24h0m0s"});
     assert_eq!(file["conntrack"], conntrack);
     assert_ne!(checksum(&objects), checksum(&more));
-    let annotated =
-        template(helm, &["agent.podAnnotations.a=b", "masqueradeAll=true"], &[]).expect("renders");
+    let annotated = [&["agent.podAnnotations.a=b"], values.as_slice()].concat();
+    let annotated = template(helm, &annotated, &[]).expect("renders");
     assert_eq!(checksum(&objects), checksum(&annotated));
 }
 
@@ -577,6 +583,12 @@ fn bad_values_are_refused_with_words() {
         (&["conntrack.max=9"], "additional properties 'max' not allowed"),
         (&["agent.healthzAddress=10256"], "at '/agent/healthzAddress'"),
         (&["masqueradeAll=sometimes"], "at '/masqueradeAll': got string, want boolean"),
+        (
+            &["excludeCIDRs={192.168.0.200/33}"],
+            "the prefix length of 192.168.0.200/33 is longer than the address",
+        ),
+        (&["removeServices=true"], "Set serviceProxy to false too"),
+        (&["serviceProxy=false", "takeover=true"], "it takes none over"),
         (&["masquerade=true"], "additional properties 'masquerade' not allowed"),
         (&["agent.privileged=true"], "additional properties 'privileged' not allowed"),
         (&["operator.replicas=0"], "at '/operator/replicas'"),

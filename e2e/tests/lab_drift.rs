@@ -75,7 +75,7 @@ const OTHERS: &str = "
     ipvsadm -a -f 77 -r 10.244.5.23:80 -m
     ipset create others hash:ip,port
     ipset add others 10.0.0.1,tcp:80
-    ipset create KUBE-CLUSTER-IP hash:ip,port
+    ipset create KUBE-SRC-OTHERS hash:ip,port
     iptables-legacy -t nat -N OTHERS
     iptables-legacy -t nat -A OTHERS -s 10.9.9.0/24 -j MASQUERADE
     iptables-legacy -t nat -A POSTROUTING -j OTHERS

@@ -59,6 +59,7 @@ fn check(directory: &Path) {
     let mut context = Context {
         journal: &given.journal,
         prune,
+        others: &nodenet_agent::diff::NOBODY,
         draining: &mut draining,
         now,
         drain_timeout,

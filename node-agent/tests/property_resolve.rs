@@ -149,6 +149,7 @@ fn covers(touched: &Scope, before: &NodeState, after: &NodeState) -> Result<(), 
         let context = &mut nodenet_agent::diff::Context {
             journal: &journal_of_all,
             prune: Prune::ALL,
+            others: &nodenet_agent::diff::NOBODY,
             draining,
             now,
             drain_timeout: now,

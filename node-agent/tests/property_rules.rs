@@ -270,7 +270,7 @@ fn sort_of(operation: &Operation) -> usize {
         | Operation::AddEntry(..)
         | Operation::DeleteEntry(..)
         | Operation::DestroySet(_) => 2,
-        Operation::ReplaceRules(..) => 3,
+        Operation::ReplaceRules(..) | Operation::RemoveKubeProxyRules(_) => 3,
         Operation::AddRoute(_) | Operation::DeleteRoute(_) => 4,
         Operation::AddVirtualServer(..)
         | Operation::SetVirtualServer(..)

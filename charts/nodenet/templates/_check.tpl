@@ -8,13 +8,19 @@ What values.schema.json cannot say: relations between values, in words that say 
 {{- if not .Values.serviceCIDRs -}}
 {{- fail "\n\nserviceCIDRs is empty. Name the range that ClusterIPs come from, for example --set 'serviceCIDRs={10.96.0.0/12}'.\nIt is kube-apiserver's --service-cluster-ip-range." -}}
 {{- end -}}
-{{- range $name := list "serviceCIDRs" "clusterCIDRs" "externalIPCIDRs" -}}
+{{- range $name := list "serviceCIDRs" "clusterCIDRs" "externalIPCIDRs" "excludeCIDRs" -}}
   {{- range index $.Values $name -}}
     {{- $bits := include "nodenet.bits" (list $name (regexReplaceAll "/.*" . "")) -}}
     {{- if gt (atoi (regexFind "[0-9]+$" .)) (len $bits) -}}
       {{- fail (printf "\n\n%s: the prefix length of %s is longer than the address: at most %d." $name . (len $bits)) -}}
     {{- end -}}
   {{- end -}}
+{{- end -}}
+{{- if and .Values.removeServices .Values.serviceProxy -}}
+{{- fail "\n\nremoveServices: nodenet serves Services. Set serviceProxy to false too, once another proxy serves them." -}}
+{{- end -}}
+{{- if and .Values.takeover (not .Values.serviceProxy) -}}
+{{- fail "\n\ntakeover: with serviceProxy false nodenet serves no Services, so it takes none over. Leave one of both out." -}}
 {{- end -}}
 {{- if and (has "primary" .Values.nodePortAddresses) (gt (len .Values.nodePortAddresses) 1) -}}
 {{- fail "\n\nnodePortAddresses: primary stands alone; leave the ranges out, or leave primary out." -}}

@@ -86,6 +86,10 @@ verifyPeriod: {{ .Values.verifyPeriod }}
 minSyncPeriod: {{ .Values.minSyncPeriod }}
 drainTimeout: {{ .Values.drainTimeout }}
 healthzAddress: {{ quote .Values.agent.healthzAddress }}
+serviceProxy: {{ .Values.serviceProxy }}
+removeServices: {{ .Values.removeServices }}
+takeover: {{ .Values.takeover }}
+excludeCIDRs: {{ toJson (.Values.excludeCIDRs | default list) }}
 scheduler: {{ .Values.scheduler }}
 masqueradeAll: {{ .Values.masqueradeAll }}
 masqueradeBit: {{ .Values.masqueradeBit | int64 }}

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use super::failures::{Failed, Unreadable, failure};
 use super::journal::JournalFile;
 use super::scope::{Area, area, parts, touched};
-use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Outcome, Prune, diff, renewal};
+use crate::diff::{Context, Draining, Journal, Look as Covered, Note, Others, Outcome, Prune, diff, renewal};
 use crate::filter::InsideMarks;
-use crate::kernel::{Class, Kernel, KernelError};
+use crate::kernel::{Class, Kernel, KernelError, RunningSign};
 use crate::report::metrics::{Lane, LaneLabel, Metrics};
 use crate::source::store::StoreError;
-use crate::state::{NodeState, Operation, Scope, Transaction, Which};
+use crate::state::{
+    KubeProxy, NodeState, Operation, Scope, Transaction, VirtualServer, VirtualServerKey, Which,
+};
 
 /// Looks and commits in one synchronisation. Some changes need several: what was refused because the kernel was not as
 /// thought, and what can only go when something else is seen to be there.
@@ -25,6 +27,7 @@ const DRAIN_LOOK: Duration = Duration::from_secs(5);
 pub struct Machine {
     kernel: Box<dyn Kernel>,
     journal: JournalFile,
+    others: Others,
     draining: Draining,
     drain_timeout: Duration,
     inside: InsideMarks,
@@ -98,7 +101,78 @@ impl Machine {
         lane: Lane,
     ) -> Self {
         let (draining, started) = (Draining::default(), Instant::now());
-        Self { kernel, journal, draining, drain_timeout, inside, metrics, lane, started, drain_look: started }
+        let others = Others::default();
+        Self {
+            kernel,
+            journal,
+            others,
+            draining,
+            drain_timeout,
+            inside,
+            metrics,
+            lane,
+            started,
+            drain_look: started,
+        }
+    }
+
+    /// Leaves the virtual servers of others alone from now on.
+    pub fn beside(&mut self, others: Others) {
+        self.others = others;
+    }
+
+    /// What there is of kube-proxy.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
+        self.kernel.kube_proxy()
+    }
+
+    /// Whether a kube-proxy that runs shows itself.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub fn kube_proxy_runs(&mut self) -> Result<Option<RunningSign>, KernelError> {
+        self.kernel.kube_proxy_runs()
+    }
+
+    /// The virtual servers that kube-proxy made and that may be taken over.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn servers_of(&mut self, kube_proxy: &KubeProxy) -> Result<BTreeSet<VirtualServerKey>, KernelError> {
+        let observed = self.kernel.observe(&Scope { virtual_servers: Which::All, ..Scope::default() })?;
+        let its = |(key, server): &(&VirtualServerKey, &VirtualServer)| {
+            kube_proxy.serves(key, server) && !self.others.excludes(key)
+        };
+        Ok(observed.virtual_servers.iter().filter(its).map(|(key, _)| *key).collect())
+    }
+
+    /// Takes virtual servers of another hand into the journal: from now on they are ours, to complete and to remove.
+    ///
+    /// # Errors
+    /// When the journal cannot be written: they may not be touched then.
+    pub fn adopt(&mut self, virtual_servers: BTreeSet<VirtualServerKey>) -> Result<(), StoreError> {
+        self.journal.claim(Journal { virtual_servers, ..Journal::default() })
+    }
+
+    /// Real servers that no longer matter: they are left to others.
+    pub fn forget_draining(&mut self) {
+        self.draining = Draining::default();
+    }
+
+    /// Forgets that any virtual server is ours: they were given up or given away.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn disown(&mut self) -> Result<(), StoreError> {
+        self.journal.change(|journal| {
+            let any = !journal.virtual_servers.is_empty() || !journal.ranges.is_empty();
+            journal.virtual_servers.clear();
+            journal.ranges.clear();
+            any
+        })
     }
 
     /// The journal.
@@ -225,6 +299,7 @@ impl Machine {
         let mut context = Context {
             journal: self.journal.journal(),
             prune,
+            others: &self.others,
             draining: &mut draining,
             now: self.started.elapsed(),
             drain_timeout: self.drain_timeout,
@@ -256,6 +331,7 @@ impl Machine {
                 let mut context = Context {
                     journal: self.journal.journal(),
                     prune,
+                    others: &self.others,
                     draining: &mut self.draining,
                     now: self.started.elapsed(),
                     drain_timeout: self.drain_timeout,

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod failures;
 pub mod holding;
 pub mod journal;
+pub mod kube_proxy;
 pub mod lock;
 pub mod machine;
 pub mod memory;

@@ -33,7 +33,8 @@ pub fn area(operation: &Operation) -> Area {
         | Operation::DestroySet(_)
         | Operation::AddEntry(..)
         | Operation::DeleteEntry(..)
-        | Operation::ReplaceRules(..) => Area::PacketFilter,
+        | Operation::ReplaceRules(..)
+        | Operation::RemoveKubeProxyRules(_) => Area::PacketFilter,
         Operation::AddVirtualServer(..)
         | Operation::SetVirtualServer(..)
         | Operation::DeleteVirtualServer(_)
@@ -86,8 +87,8 @@ fn touch(scope: &mut Scope, operation: &Operation) {
         | Operation::DeleteRealServer(key, _) => {
             scope.virtual_servers.merge(Which::Only([*key].into()));
         }
-        // Nothing shows what was forgotten.
-        Operation::ForgetConnections(..) => {}
+        // Nothing shows what was forgotten; what is kube-proxy's is in no state.
+        Operation::ForgetConnections(..) | Operation::RemoveKubeProxyRules(_) => {}
         Operation::AddAddress(..) | Operation::SetAddress(..) | Operation::DeleteAddress(..) => {
             scope.addresses = true;
         }
@@ -106,7 +107,7 @@ pub fn covers(scope: &Scope, operation: &Operation) -> bool {
         Operation::AddEntry(name, entry) | Operation::DeleteEntry(name, entry) => {
             scope.sets.contains(name) || scope.set_entries.get(name).is_some_and(|e| e.contains(entry))
         }
-        Operation::ReplaceRules(..) => scope.rules,
+        Operation::ReplaceRules(..) | Operation::RemoveKubeProxyRules(_) => scope.rules,
         Operation::AddRoute(_) | Operation::DeleteRoute(_) => scope.routes,
         Operation::AddVirtualServer(key, _)
         | Operation::SetVirtualServer(key, _)

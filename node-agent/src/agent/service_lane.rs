@@ -3,17 +3,20 @@
 //! A change of one endpoint costs a message for each affected virtual server and set entry and a look at those; a look
 //! at everything is taken at the start and at the verify period, because IPVS, sets and rules announce no changes.
 
+mod takeover;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use nodenet_crds::Progress;
-use nodenet_crds::conditions::reason;
+use nodenet_crds::conditions::{Status, reason};
 use tokio::sync::{mpsc, watch};
 
 use super::clock::jitter;
 use super::failures::Failures;
+use super::kube_proxy::Neighbour;
 use super::machine::{Machine, Synced};
 use super::scope::Area;
 use super::words::words;
@@ -72,6 +75,7 @@ impl Default for Times {
 pub struct ServiceLane {
     machine: Machine,
     resolver: Resolver,
+    neighbour: Neighbour,
     inbox: Receiver<Message>,
     facts: watch::Sender<ServiceFacts>,
     health_checks: watch::Sender<HealthChecks>,
@@ -106,6 +110,9 @@ pub struct ServiceLane {
     verified: u32,
     /// Something is to be said although nothing was to be done.
     unpublished: bool,
+    /// When to look at kube-proxy again, where the looks at everything are too rare.
+    neighbour_at: Option<Instant>,
+    takeover: takeover::Progress,
 }
 
 impl ServiceLane {
@@ -114,6 +121,7 @@ impl ServiceLane {
     pub fn new(
         machine: Machine,
         resolver: Resolver,
+        neighbour: Neighbour,
         inbox: Receiver<Message>,
         facts: watch::Sender<ServiceFacts>,
         health_checks: watch::Sender<HealthChecks>,
@@ -125,6 +133,7 @@ impl ServiceLane {
         Self {
             machine,
             resolver,
+            neighbour,
             inbox,
             facts,
             health_checks,
@@ -151,6 +160,8 @@ impl ServiceLane {
             first_done: false,
             verified: 0,
             unpublished: false,
+            neighbour_at: None,
+            takeover: takeover::Progress::default(),
         }
     }
 
@@ -194,6 +205,9 @@ impl ServiceLane {
         }
         if !self.pending.is_empty() {
             next = next.min(self.not_before);
+        }
+        if let Some(at) = self.neighbour_at {
+            next = next.min(at);
         }
         next
     }
@@ -279,17 +293,23 @@ impl ServiceLane {
 
     /// What load balancers ask is answered by what is in the kernel: after it was put there.
     fn answer_load_balancers(&mut self) {
-        if self.pending.is_empty()
-            && let Some(checks) = self.resolver.take_health_checks()
-        {
-            self.health_checks.send_replace(checks);
-        }
+        let elsewhere = self.neighbour.answers_elsewhere();
+        let fresh = if self.pending.is_empty() { self.resolver.take_health_checks() } else { None };
+        self.health_checks.send_if_modified(|now| {
+            let news = fresh.is_some() || now.elsewhere != elsewhere;
+            if let Some(fresh) = fresh {
+                *now = fresh;
+            }
+            now.elsewhere = elsewhere;
+            news
+        });
     }
 
     fn step(&mut self) {
         let now = Instant::now();
         if !self.first_done {
             self.first_done = true;
+            self.look_at_kube_proxy();
             self.pending = Scope::default();
             self.disturbed = Scope::default();
             self.synchronise(Scope::all(self.resolver.desired()).lanes().1, false);
@@ -298,6 +318,10 @@ impl ServiceLane {
             self.health.services.set_synced();
             super::memory::trim();
             return self.publish();
+        }
+        if self.neighbour_at.is_some_and(|at| at <= now) {
+            self.look_at_kube_proxy();
+            self.take_over();
         }
         if let Some((scope, due)) = self.machine.draining()
             && due.max(self.not_before) <= now
@@ -321,6 +345,7 @@ impl ServiceLane {
             let prune = self.resolver.prune();
             if self.verify_at <= now {
                 self.resolver.confirm_slices();
+                self.look_at_kube_proxy();
             }
             // What may go only from now on is no other hand's doing.
             let confirmed = self.resolver.prune() != prune;
@@ -328,6 +353,7 @@ impl ServiceLane {
             let drift = self.converged && !retry && !confirmed && self.pending.is_empty();
             self.pending = Scope::default();
             self.synchronise(all, drift);
+            self.take_over();
             self.verified += 1;
             if self.verified.is_multiple_of(TIDY) {
                 self.tidy();
@@ -347,13 +373,19 @@ impl ServiceLane {
         // Otherwise the latest changes are still to come.
         let latest = self.pending.is_empty();
         let arrived = if latest { std::mem::take(&mut self.arrived) } else { Vec::new() };
+        let scope = self.neighbour.allowed(scope);
+        if scope.is_empty() {
+            self.generation_done = self.generation;
+            self.retry_at = None;
+            return;
+        }
         let revision = self.resolver.slice_revision();
-        let prune = self.resolver.prune();
+        let prune = self.prune();
         let synced = self.machine.sync(self.resolver.desired(), scope, drift, prune, &alive);
         for at in arrived {
             self.metrics.programming.observe(at.elapsed().as_secs_f64());
         }
-        if latest {
+        if latest && !self.neighbour.stands_back() {
             self.slice_revision = revision;
         }
         self.converged = synced.converged();
@@ -364,6 +396,7 @@ impl ServiceLane {
             self.drift(&synced);
         }
         let retry = synced.retry();
+        self.give_away();
         self.failures.journal(synced.journal);
         self.failures.replace(&synced.scope, synced.failed, synced.unreadable, &synced.left);
         self.failures.in_the_way(&synced.scope, &synced.notes);
@@ -452,12 +485,36 @@ impl ServiceLane {
         let mut failures = self.failures.list();
         failures.extend(super::failures::problems(&problems));
         failures.extend(self.hearing.failures.iter().cloned());
+        let mut kernel = self.failures.verdict(Area::Kernel, "modules and settings are as wanted");
+        let mut packet_filter = self.failures.verdict(Area::PacketFilter, "sets and rules are as wanted");
+        let mut servers = servers;
+        if let Some((rules, of_servers)) = self.neighbour.verdicts() {
+            (packet_filter, virtual_servers) = (rules, of_servers);
+            servers.programmed = 0;
+            if !self.neighbour.works_beside() {
+                let words = "nothing of Services is asked for beside kube-proxy";
+                (kernel, addresses) = (Verdict::ready(words), Verdict::ready(words));
+            }
+        } else if let Some(off) = self.off().filter(|_| virtual_servers.status == Status::True) {
+            virtual_servers = off;
+            let words = "nothing of Services is asked for";
+            if packet_filter.status == Status::True {
+                packet_filter = Verdict::ready(words);
+            }
+            if addresses.status == Status::True {
+                addresses = Verdict::ready(words);
+            }
+        } else if let Some(remark) =
+            self.neighbour.remark().filter(|_| virtual_servers.status == Status::True)
+        {
+            virtual_servers = remark;
+        }
         let facts = ServiceFacts {
             generation: self.generation_done,
             slice_revision: self.slice_revision,
-            kernel: self.failures.verdict(Area::Kernel, "modules and settings are as wanted"),
+            kernel,
             addresses,
-            packet_filter: self.failures.verdict(Area::PacketFilter, "sets and rules are as wanted"),
+            packet_filter,
             virtual_servers,
             health_checks: self.hearing.verdict.clone(),
             servers,

@@ -53,6 +53,9 @@ pub fn words(operation: &Operation) -> (Sign, String) {
                 (Change, format!("packet filter rules ({family}): {chains} chains, {} rules", lines + jumps))
             }
         }
+        Operation::RemoveKubeProxyRules(family) => {
+            (Remove, format!("packet filter rules of kube-proxy ({})", family_name(*family)))
+        }
         Operation::AddRoute(route) => (Add, format!("local route {} dev {}", route.range, route.interface)),
         Operation::DeleteRoute(route) => {
             (Remove, format!("local route {} dev {}", route.range, route.interface))

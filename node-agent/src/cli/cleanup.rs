@@ -10,12 +10,13 @@ use super::options::KernelOptions;
 use super::output::{ChangeForm, Changes};
 use crate::agent::journal::JournalFile;
 use crate::agent::lock::Lock;
-use crate::diff::{Look, Prune};
+use crate::diff::{Look, Others, Prune};
 use crate::filter::InsideMarks;
 use crate::state::{NodeState, Scope};
 
 /// Removes addresses, local routes, virtual servers, sets and rules that are ours, of both families. What others made
-/// is not touched; kernel settings and modules stay as they are.
+/// is not touched: virtual servers at addresses that kube-proxy has bound, or at its node ports, are its own again.
+/// Kernel settings and modules stay as they are.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Show what would go, do nothing.
@@ -34,6 +35,10 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError
     let _lock = if arguments.dry_run { None } else { Some(Lock::take(&run_dir)?) };
     let mut machine =
         machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?, InsideMarks::default());
+    // Where it runs again, it has adopted what we had.
+    let kube_proxy = machine.kube_proxy()?;
+    let back = kube_proxy.in_force();
+    machine.beside(Others { kube_proxy: Some(kube_proxy), ..Others::default() });
     let nothing = NodeState::default();
     let scope = Scope::all(&nothing);
     let mut changes = Changes { dry_run: arguments.dry_run, ..Changes::default() };
@@ -52,6 +57,9 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError
         if changes.converged {
             for look in [Look::Addresses, Look::Services] {
                 machine.tidy(&nothing, look)?;
+            }
+            if back {
+                machine.disown()?;
             }
         }
     }

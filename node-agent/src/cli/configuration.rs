@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
 use super::options::{KernelKind, KernelOptions};
+use crate::agent::kube_proxy;
 use crate::filter::{InsideError, InsideMarks};
 use crate::resolve::{Options as ResolverOptions, schedulers};
 use crate::state::IPVS_TIMEOUTS;
@@ -28,6 +30,17 @@ pub struct Configuration {
     pub drain_timeout: Time,
     /// Where load balancers ask for the health of the proxy; an address and port, or `none`.
     pub healthz_address: Place,
+    /// Whether Services are served. Otherwise the node has its virtual IPs and nothing else, beside another proxy.
+    pub service_proxy: bool,
+    /// Where they are not: what an agent that served them made for them is removed. What kube-proxy has adopted of it
+    /// stays.
+    pub remove_services: bool,
+    /// What a kube-proxy that is stopped left is taken over: its virtual servers are adopted as they are, and its
+    /// addresses, sets and rules are removed. Otherwise they are left as they are, and Services to them.
+    pub takeover: bool,
+    /// Ranges in which virtual servers of others are neither adopted, changed nor removed.
+    #[serde(rename = "excludeCIDRs")]
+    pub exclude_cidrs: Vec<IpNet>,
     /// Scheduler of Services that name none.
     pub scheduler: String,
     /// Masquerade all traffic to ClusterIPs.
@@ -93,6 +106,10 @@ impl Default for Configuration {
             min_sync_period: Time(Duration::ZERO),
             drain_timeout: Time(Duration::from_secs(900)),
             healthz_address: Place(Some(SocketAddr::from(([0, 0, 0, 0], 10256)))),
+            service_proxy: true,
+            remove_services: false,
+            takeover: false,
+            exclude_cidrs: Vec::new(),
             scheduler: "rr".to_owned(),
             masquerade_all: false,
             masquerade_bit: 14,
@@ -269,6 +286,15 @@ impl Configuration {
         if self.verify_period.0.is_zero() {
             return Err(wrong("verifyPeriod", NO_PAUSE.to_owned()));
         }
+        if self.remove_services && self.service_proxy {
+            let problem =
+                "Services are served: set serviceProxy to false too, once another proxy serves them";
+            return Err(wrong("removeServices", problem.to_owned()));
+        }
+        if self.takeover && !self.service_proxy {
+            let problem = "no Services are served, so none are taken over: leave out this or serviceProxy";
+            return Err(wrong("takeover", problem.to_owned()));
+        }
         if self.masquerade_bit > 31 {
             let problem = format!("{} is no bit of a mark: write one from 0 to 31", self.masquerade_bit);
             return Err(wrong("masqueradeBit", problem));
@@ -324,6 +350,7 @@ impl Configuration {
         let mark = 1 << self.masquerade_bit;
         ResolverOptions {
             node: node.to_owned(),
+            service_proxy: self.service_proxy,
             default_scheduler: self.scheduler.clone(),
             masquerade_all: self.masquerade_all,
             mark,
@@ -332,6 +359,17 @@ impl Configuration {
             inside: self.inside().unwrap_or_default(),
             settings: self.settings(&host),
             ..ResolverOptions::default()
+        }
+    }
+
+    /// For the service lane.
+    pub fn kube_proxy(&self) -> kube_proxy::Settings {
+        kube_proxy::Settings {
+            serve: self.service_proxy,
+            remove: self.remove_services,
+            takeover: self.takeover,
+            excluded: self.exclude_cidrs.clone(),
+            ..kube_proxy::Settings::default()
         }
     }
 

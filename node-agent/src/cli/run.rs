@@ -139,6 +139,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             ..service_lane::Times::default()
         },
         drain_timeout: configuration.drain_timeout.0,
+        kube_proxy: configuration.kube_proxy(),
         coalesce: arguments.status_period,
         collect: store::COLLECT,
         grace: arguments.cold_start_after,

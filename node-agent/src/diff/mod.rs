@@ -12,14 +12,16 @@ mod virtual_servers;
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 pub use addresses::renewal;
 pub use draining::Draining;
 pub use ownership::{Journal, Look};
 
 use crate::filter::InsideMarks;
 use crate::state::{
-    AddressKey, Family, NodeState, Operation, Protocol, SERVICE_INTERFACE, Scope, Transaction,
-    VirtualServerKey,
+    AddressKey, Family, KubeProxy, NodeState, Operation, Protocol, SERVICE_INTERFACE, Scope, Transaction,
+    VirtualServer, VirtualServerKey,
 };
 
 /// What may be removed: absent from an incomplete input is not absent.
@@ -45,6 +47,8 @@ pub struct Context<'a> {
     pub journal: &'a Journal,
     /// What may be removed.
     pub prune: Prune,
+    /// Who else has virtual servers here.
+    pub others: &'a Others,
     /// Real servers that take no new connections and go when their connections have gone.
     pub draining: &'a mut Draining,
     /// Time on any clock that only goes forward.
@@ -53,6 +57,39 @@ pub struct Context<'a> {
     pub drain_timeout: Duration,
     /// Which marks say whether connections have an end.
     pub inside: InsideMarks,
+}
+
+/// Others whose virtual servers are not touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Ranges in which no virtual server is ours but those that the journal names.
+    pub excluded: Vec<IpNet>,
+    /// kube-proxy, where what it serves is its own: it runs, or nobody asked to take it over.
+    pub kube_proxy: Option<KubeProxy>,
+}
+
+/// There is nobody else.
+pub static NOBODY: Others = Others { excluded: Vec::new(), kube_proxy: None };
+
+impl Others {
+    /// Whether only the journal says whose a virtual server is.
+    pub fn excludes(&self, key: &VirtualServerKey) -> bool {
+        matches!(key, VirtualServerKey::Address(_, address, _)
+            if self.excluded.iter().any(|range| range.contains(address)))
+    }
+
+    /// Whether a virtual server is kube-proxy's.
+    fn have(&self, key: &VirtualServerKey, server: &VirtualServer) -> bool {
+        self.kube_proxy.as_ref().is_some_and(|kube_proxy| kube_proxy.serves(key, server))
+    }
+}
+
+impl Context<'_> {
+    /// Whether a virtual server is ours.
+    fn owns(&self, key: &VirtualServerKey) -> bool {
+        self.journal.virtual_servers.contains(key)
+            || (self.journal.in_ranges(key) && !self.others.excludes(key))
+    }
 }
 
 /// What a comparison found.

@@ -65,7 +65,8 @@ fn foreign(
     let Some(there) = there else { return false };
     let in_range = matches!(key, VirtualServerKey::Address(_, address, _)
         if ranges.iter().any(|range| range.contains(address)));
-    if in_range || context.journal.owns_virtual_server(key) || adoptable(wanted, there) {
+    let ours = context.owns(key) || (!context.others.excludes(key) && (in_range || adoptable(wanted, there)));
+    if ours {
         return false;
     }
     context.draining.keep(*key, |_| false);
@@ -89,7 +90,7 @@ fn one(
     match (wanted, there) {
         (Some(wanted), there) => {
             // An address in a route of this very comparison is in no journal yet, but will be with the same claims.
-            if !context.journal.owns_virtual_server(&key) {
+            if !context.owns(&key) {
                 outcome.claims.virtual_servers.insert(key);
             }
             match there {
@@ -112,7 +113,7 @@ fn one(
             real_servers(key, wanted, there, context, operations);
         }
         (None, Some(there)) => {
-            if context.prune.services && context.journal.owns_virtual_server(&key) {
+            if context.prune.services && context.owns(&key) && !context.others.have(&key, there) {
                 // Nobody marks packets for it any more, so it gets no new connections, while its address goes on: what
                 // comes there is not to be cut off by a change of policy.
                 if matches!(key, VirtualServerKey::FirewallMark(..)) && ends_by_itself(&key, context.inside) {

@@ -10,6 +10,7 @@
 //!   there: what is not a known address:port is kept from the nat chains behind ours and rejected in filter INPUT.
 
 mod inside;
+pub mod kube_proxy;
 mod text;
 
 use std::collections::BTreeMap;

@@ -97,7 +97,7 @@ pub fn parse(family: Family, saved: &str) -> Ruleset {
 }
 
 /// Chain and rest of an `-A` line, with or without counters before it.
-fn rule_of(line: &str) -> Option<(&str, &str)> {
+pub(super) fn rule_of(line: &str) -> Option<(&str, &str)> {
     let line = match line.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?.1.trim_start(),
         None => line,

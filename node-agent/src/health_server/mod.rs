@@ -88,9 +88,14 @@ pub async fn serve(
     let mut wait = RETRY;
     loop {
         let wanted = asked.borrow_and_update().clone();
-        let mut not_heard = ports.set(&wanted);
-        not_heard.extend(proxy.iter_mut().flat_map(proxy::Proxy::listen));
-        let ready = format!("{} ports of health checks are listened on", wanted.ports.len());
+        let (not_heard, ready) = if wanted.elsewhere {
+            proxy.iter_mut().for_each(proxy::Proxy::close);
+            (ports.set(&HealthChecks::default()), "another proxy answers load balancers".to_owned())
+        } else {
+            let mut not_heard = ports.set(&wanted);
+            not_heard.extend(proxy.iter_mut().flat_map(proxy::Proxy::listen));
+            (not_heard, format!("{} ports of health checks are listened on", wanted.ports.len()))
+        };
         let hearing = Hearing::new(ready, &not_heard);
         if told.as_ref() != Some(&hearing) {
             for place in &not_heard {

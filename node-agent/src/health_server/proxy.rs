@@ -67,6 +67,12 @@ impl Proxy {
         Self { place, addresses, listen, sockets: Sockets::new(router) }
     }
 
+    /// Leaves the place to another proxy.
+    pub fn close(&mut self) {
+        self.sockets.set(&BTreeSet::new(), &self.listen);
+        self.place.ours.store(false, Ordering::Release);
+    }
+
     /// Listens, where it does not yet. Returns the addresses that cannot be had now.
     pub fn listen(&mut self) -> Vec<NotHeard> {
         let refused = self.sockets.set(&self.addresses, &self.listen);

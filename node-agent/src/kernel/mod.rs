@@ -6,7 +6,7 @@
 pub mod fake;
 pub mod netlink;
 
-use crate::state::{NodeState, Operation, Scope, Transaction};
+use crate::state::{KubeProxy, NodeState, Operation, Scope, Transaction};
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,6 +136,50 @@ pub trait Kernel: Send {
     /// Carries a transaction out, in its order. One refused operation does not stop the others, except that what needs
     /// it is not tried (the real servers of a virtual server that could not be made).
     fn commit(&mut self, transaction: &Transaction) -> Committed;
+
+    /// Reads what there is of kube-proxy; nothing where it never is.
+    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
+        Ok(KubeProxy::default())
+    }
+
+    /// Whether a kube-proxy that runs shows itself, and how.
+    fn kube_proxy_runs(&mut self) -> Result<Option<RunningSign>, KernelError> {
+        Ok(None)
+    }
+}
+
+/// What shows that kube-proxy runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunningSign {
+    /// It says its mode where it serves its metrics.
+    Mode {
+        /// Where it listens.
+        at: std::net::SocketAddr,
+        /// `ipvs`, `iptables` or another.
+        mode: String,
+    },
+    /// Its health check answers.
+    Health {
+        /// Where it listens.
+        at: std::net::SocketAddr,
+    },
+    /// Another process listens on a port of kube-proxy's and does not answer.
+    Mute {
+        /// Where it listens.
+        at: std::net::SocketAddr,
+    },
+}
+
+impl std::fmt::Display for RunningSign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mode { at, mode } => write!(f, "it says at {at} that it is in {mode} mode"),
+            Self::Health { at } => write!(f, "its health check at {at} answers"),
+            Self::Mute { at } => {
+                write!(f, "another process listens at {at}, a port of kube-proxy's, and does not answer")
+            }
+        }
+    }
 }
 
 /// Something changed in the kernel, by whatever hand.

@@ -103,6 +103,10 @@ pub struct Metrics {
     pub addresses_held: Gauge,
     /// Virtual servers.
     pub servers: Family<ServersLabel, Gauge>,
+    /// Looks whether kube-proxy is here.
+    pub kube_proxy_looks: Counter,
+    /// Whether Services are left to kube-proxy.
+    pub beside_kube_proxy: Gauge,
     /// Failures of the copy on disk.
     pub store_failing: Gauge,
     /// Whether the API server answered the last request.
@@ -134,6 +138,8 @@ impl Default for Metrics {
             announcements: Counter::default(),
             addresses_held: Gauge::default(),
             servers: Family::default(),
+            kube_proxy_looks: Counter::default(),
+            beside_kube_proxy: Gauge::default(),
             store_failing: Gauge::default(),
             api_server_reachable: Gauge::default(),
             state_gone: Gauge::default(),
@@ -186,6 +192,12 @@ impl Metrics {
         r.register("announcements", "Announcements of held addresses", self.announcements.clone());
         r.register("addresses_held", "Addresses of virtual IPs in the kernel", self.addresses_held.clone());
         r.register("virtual_servers", "Virtual servers", self.servers.clone());
+        r.register("kube_proxy_looks", "Looks whether kube-proxy is here", self.kube_proxy_looks.clone());
+        r.register(
+            "beside_kube_proxy",
+            "Whether Services are left to kube-proxy, which runs or left its tables",
+            self.beside_kube_proxy.clone(),
+        );
         r.register(
             "store_failing",
             "Whether the copy of the desired state on disk could not be written",
@@ -253,6 +265,7 @@ pub fn kind(operation: &Operation) -> &'static str {
         Operation::AddEntry(..) => "add_entry",
         Operation::DeleteEntry(..) => "delete_entry",
         Operation::ReplaceRules(..) => "replace_rules",
+        Operation::RemoveKubeProxyRules(_) => "remove_kube_proxy_rules",
         Operation::AddRoute(_) => "add_route",
         Operation::DeleteRoute(_) => "delete_route",
         Operation::AddVirtualServer(..) => "add_virtual_server",

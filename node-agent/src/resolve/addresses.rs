@@ -9,10 +9,7 @@ use nodenet_crds::{
 };
 
 use super::ranges::overlap;
-use crate::state::{Address, AddressKey, Link, SERVICE_INTERFACE, Which, promote_secondaries};
-
-/// Where another proxy binds the addresses of Services; they are no addresses of the node.
-const OTHER_SERVICE_INTERFACE: &str = "kube-ipvs0";
+use crate::state::{Address, AddressKey, Link, SERVICE_INTERFACE, Which, kube_proxy, promote_secondaries};
 
 /// What this node does with a virtual IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +121,7 @@ impl Node {
     /// Addresses that are neither ours nor those of Services.
     fn own(&self) -> impl Iterator<Item = (&AddressKey, &Address)> {
         self.addresses.iter().filter(|(key, address)| {
-            !address.ours && key.interface != SERVICE_INTERFACE && key.interface != OTHER_SERVICE_INTERFACE
+            !address.ours && key.interface != SERVICE_INTERFACE && key.interface != kube_proxy::INTERFACE
         })
     }
 

@@ -14,8 +14,9 @@ impl Resolver {
         let mut problems = Vec::new();
         let ipv6 = spec.wanted.iter().any(|range| Family::of(range.addr()) == Family::V6)
             || spec.written.virtual_ips.iter().flat_map(|vip| &vip.addresses).any(|a| a.contains(':'));
-        let (modules, sysctls) =
-            requirements::resolve(&spec.written.kernel, &self.options.settings, ipv6, &mut problems);
+        let proxy = self.options.service_proxy;
+        let own = &self.options.settings;
+        let (modules, sysctls) = requirements::resolve(&spec.written.kernel, own, proxy, ipv6, &mut problems);
         let mut cluster_cidrs = Vec::new();
         for text in &spec.written.cluster_cidrs {
             match text.parse() {
@@ -29,7 +30,11 @@ impl Resolver {
         let Options { masquerade_all, mark, mask, inside, random_fully, .. } = self.options;
         let pod_cidrs = spec.written.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
         let config = Config { masquerade_all, mark, mask, inside, random_fully, cluster_cidrs, pod_cidrs };
-        let families: &[Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        let families: &[Family] = match (proxy, ipv6) {
+            (false, _) => &[],
+            (true, false) => &[Family::V4],
+            (true, true) => &[Family::V4, Family::V6],
+        };
 
         let mut touched = Scope::default();
         let fresh_rules: BTreeMap<_, _> =
@@ -77,8 +82,10 @@ impl Resolver {
             touched.routes = true;
             touched.links = true;
         }
-        let link = Link { kind: "dummy".into(), up: true, carrier: true };
-        touched.links |= self.desired.links.insert(SERVICE_INTERFACE.into(), link).is_none();
+        if proxy {
+            let link = Link { kind: "dummy".into(), up: true, carrier: true };
+            touched.links |= self.desired.links.insert(SERVICE_INTERFACE.into(), link).is_none();
+        }
 
         self.modules = modules;
         touched.modules.extend(self.set_modules());
@@ -104,7 +111,8 @@ impl Resolver {
     /// Modules of the frame and of the schedulers in use.
     pub(super) fn set_modules(&mut self) -> BTreeSet<String> {
         let mut modules = self.modules.clone();
-        let used = self.claims.schedulers().chain([self.options.default_scheduler.as_str()]);
+        let default = self.options.service_proxy.then_some(self.options.default_scheduler.as_str());
+        let used = self.claims.schedulers().chain(default);
         for module in used.filter_map(requirements::scheduler_module) {
             modules.insert(module.to_owned(), true);
         }

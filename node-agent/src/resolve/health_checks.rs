@@ -10,6 +10,8 @@ use super::plans::{Plan, Uid};
 pub struct HealthChecks {
     /// Addresses of the node on which they may ask: those of node ports. Without it all.
     pub addresses: Option<BTreeSet<IpAddr>>,
+    /// Another proxy has the Services, and its ports with them: nobody is heard here.
+    pub elsewhere: bool,
     /// By port.
     pub ports: BTreeMap<u16, HealthCheck>,
 }
@@ -80,6 +82,6 @@ impl Asked {
                 ports.insert(*port, check);
             }
         }
-        Some(HealthChecks { addresses: self.addresses.clone(), ports })
+        Some(HealthChecks { addresses: self.addresses.clone(), elsewhere: false, ports })
     }
 }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nodenet_crds::{NodeNetSliceSpec, NodeNetStateSpec};
+use nodenet_crds::{FrontendKind, NodeNetSliceSpec, NodeNetStateSpec};
 
 pub use addresses::{AddressFault, VirtualAddress, VirtualIp};
 pub use health_checks::{HealthCheck, HealthChecks};
@@ -39,6 +39,8 @@ use crate::state::{Address, AddressKey, Link, NodeState, Scope, Which, promote_s
 pub struct Options {
     /// Name of this node.
     pub node: String,
+    /// Whether Services are served at all; otherwise the node has its virtual IPs and nothing else.
+    pub service_proxy: bool,
     /// Scheduler of ports that name none.
     pub default_scheduler: String,
     /// Masquerade all traffic to ClusterIPs.
@@ -63,6 +65,7 @@ impl Default for Options {
         let Config { masquerade_all, mark, mask, inside, random_fully, .. } = Config::default();
         Self {
             node: String::new(),
+            service_proxy: true,
             default_scheduler: "rr".into(),
             masquerade_all,
             mark,
@@ -205,6 +208,9 @@ impl Resolver {
                 }
             }
         }
+        if !self.options.service_proxy {
+            wanted.clear();
+        }
         let pod_networks = spec.cluster_cidrs.iter().chain(&spec.pod_cidrs);
         let pod_networks = pod_networks.filter_map(|text| text.parse().ok()).collect();
         let judged = Judged::default();
@@ -316,6 +322,38 @@ impl Resolver {
         self.addresses()
     }
 
+    /// Whether Services are served.
+    pub fn serves(&self) -> bool {
+        self.options.service_proxy
+    }
+
+    /// Ports of Services that virtual IPs of this node ask for and that nobody serves where Services are not
+    /// ([`Options::service_proxy`]), each as `NAME ADDRESS:PORT`. Node ports are served by whoever serves Services.
+    pub fn unserved(&self) -> BTreeSet<String> {
+        let of_virtual_ip = |text: &IpAddr| self.view.virtual_addresses.contains(text);
+        let mut unserved = BTreeSet::new();
+        for service in self.plans.uids().filter_map(|uid| self.plans.get(uid)) {
+            let ports = service.plan.iter().flat_map(|plan| plan.ports());
+            for (port, frontend) in ports.flat_map(|port| port.frontends.iter().map(move |f| (port, f))) {
+                if frontend.kind == FrontendKind::VirtualIP
+                    && let Some(address) = frontend.address.filter(of_virtual_ip)
+                {
+                    let at = std::net::SocketAddr::new(address, frontend.port);
+                    unserved.insert(format!("{} at {:?} {at}", service.full_name(), port.protocol));
+                }
+            }
+        }
+        unserved
+    }
+
+    /// Whether packets to an address come to this node, or must not, without an address that another proxy has bound: by a
+    /// local route, by an address of its own, or because it is a virtual IP's, which one node holds.
+    pub fn answers_at(&self, address: IpAddr) -> bool {
+        self.desired.routes.iter().any(|route| route.range.contains(&address))
+            || self.view.own_addresses.contains(&address)
+            || self.view.virtual_addresses.contains(&address)
+    }
+
     /// Which ranges are made local, by what the node has now; whether they are others than before.
     fn judge_ranges(&mut self) -> bool {
         let Some(spec) = &mut self.spec else { return false };
@@ -422,8 +460,9 @@ impl Resolver {
                 needs.map_or((false, false), |n| (n.on_node_addresses, n.on_virtual_addresses));
             set_member(&mut self.on_node_addresses, &uid, nodes);
             set_member(&mut self.on_virtual_addresses, &uid, vips);
-            let derived =
-                plan.map(|plan| services::derive(plan, &self.view, &self.options.default_scheduler));
+            let derived = plan
+                .filter(|_| self.options.service_proxy)
+                .map(|plan| services::derive(plan, &self.view, &self.options.default_scheduler));
             let derive = |other: &Uid| {
                 let plan = self.plans.get(other)?.plan.as_ref()?;
                 Some(services::derive(plan, &self.view, &self.options.default_scheduler))

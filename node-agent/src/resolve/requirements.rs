@@ -34,10 +34,12 @@ pub(super) fn scheduler_module(scheduler: &str) -> Option<&'static str> {
     ALLOWED_MODULES.iter().copied().find(|module| module.strip_prefix("ip_vs_") == Some(scheduler))
 }
 
-/// Modules (without those of schedulers in use) and settings.
+/// Modules (without those of schedulers in use) and settings. Virtual IPs alone need none: what the spec asks for by name
+/// is all then.
 pub(super) fn resolve(
     spec: &KernelRequirements,
     own: &BTreeMap<String, String>,
+    service_proxy: bool,
     ipv6: bool,
     problems: &mut Vec<Problem>,
 ) -> (BTreeMap<String, bool>, BTreeMap<String, String>) {
@@ -52,7 +54,10 @@ pub(super) fn resolve(
     let mut sysctls: BTreeMap<String, String> =
         SYSCTLS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     sysctls.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
-    if ipv6 {
+    if !service_proxy {
+        modules.clear();
+        sysctls.clear();
+    } else if ipv6 {
         sysctls.insert("net.ipv6.conf.all.forwarding".into(), "1".into());
     }
     for setting in &spec.sysctls {

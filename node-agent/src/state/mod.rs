@@ -3,6 +3,7 @@
 //!
 //! Comparison is `==` on these types: whatever is spelled in two ways elsewhere has one spelling here.
 
+pub mod kube_proxy;
 mod operation;
 mod scope;
 
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::kube_proxy::KubeProxy;
 pub use self::operation::{Operation, Phase, Transaction};
 pub use self::scope::{Scope, Which};
 

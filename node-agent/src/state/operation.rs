@@ -29,6 +29,8 @@ pub enum Operation {
     DeleteEntry(String, SetEntry),
     /// Replace our chains and jumps of one family in one `iptables-restore`; an empty ruleset removes them.
     ReplaceRules(Family, Ruleset),
+    /// Take kube-proxy's chains and jumps out, in whichever of the two packet filters they are.
+    RemoveKubeProxyRules(Family),
     /// Add a local route.
     AddRoute(LocalRoute),
     /// Remove a local route.
@@ -102,6 +104,7 @@ impl Operation {
             Self::DeleteEntry(_, SetEntry::IpPortMark(..)) => Phase::RemoveMarks,
             Self::CreateSet(..) | Self::AddEntry(..) => Phase::Sets,
             Self::ReplaceRules(_, rules) if *rules == Ruleset::default() => Phase::RemoveRules,
+            Self::RemoveKubeProxyRules(_) => Phase::RemoveRules,
             Self::ReplaceRules(..) => Phase::Rules,
             Self::AddRoute(_) => Phase::ServiceAddresses,
             Self::AddVirtualServer(..) | Self::SetVirtualServer(..) => Phase::VirtualServers,

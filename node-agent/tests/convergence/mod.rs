@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use nodenet_agent::diff::{Context, Draining, Journal, Outcome, Prune, diff};
+use nodenet_agent::diff::{Context, Draining, Journal, NOBODY, Outcome, Prune, diff};
 use nodenet_agent::filter::{Config, SetName, rules};
 use nodenet_agent::kernel::Kernel;
 use nodenet_agent::state::*;
@@ -250,6 +250,7 @@ pub fn context<'a>(journal: &'a Journal, prune: Prune, draining: &'a mut Drainin
     Context {
         journal,
         prune,
+        others: &NOBODY,
         draining,
         now: Duration::ZERO,
         drain_timeout: Duration::from_secs(600),

@@ -12,6 +12,7 @@ mod convergence;
 mod events;
 mod ipset;
 mod ipvs;
+mod kube_proxy;
 mod link;
 mod modules;
 mod route;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nodenet_agent::diff::{Context, Draining, Journal, Outcome, Prune, diff};
+use nodenet_agent::diff::{Context, Draining, Journal, NOBODY, Outcome, Prune, diff};
 use nodenet_agent::kernel::Kernel;
 use nodenet_agent::kernel::fake::FakeKernel;
 use nodenet_agent::resolve::{Options, Origin, Resolver};
@@ -157,6 +157,7 @@ impl Agent {
         let context = &mut Context {
             journal: &self.journal,
             prune,
+            others: &NOBODY,
             draining: &mut self.draining,
             now,
             drain_timeout,

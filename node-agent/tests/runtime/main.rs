@@ -4,6 +4,7 @@
 mod addresses;
 mod api;
 mod health_checks;
+mod kube_proxy;
 mod lifecycle;
 mod node;
 mod reporting;

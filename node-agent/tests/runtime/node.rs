@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nodenet_agent::agent::address_lane::{self, Message};
 use nodenet_agent::agent::holding;
+use nodenet_agent::agent::kube_proxy;
 use nodenet_agent::agent::runtime::{self, Config, Machinery};
 use nodenet_agent::agent::service_lane;
 use nodenet_agent::agent::wire::{Answers, Wire};
@@ -151,6 +152,7 @@ impl Node {
                 retry: Duration::from_millis(20),
                 retry_max: Duration::from_secs(1),
             },
+            kube_proxy: kube_proxy::Settings { look: Duration::from_millis(50), ..Default::default() },
             drain_timeout: Duration::from_secs(900),
             coalesce: Duration::from_millis(300),
             collect: Duration::from_millis(20),

@@ -143,6 +143,9 @@ pub(crate) fn status(
             w.reason,
             w.message.clone(),
         ),
+        None if programmed.reason == reason::SERVICE_PROXY_OFF => {
+            word(Status::True, programmed.reason, programmed.message.clone())
+        }
         None => ready_word(vip, addresses, facts, &held_word),
     };
 
@@ -315,6 +318,20 @@ fn programmed(name: &str, vip: &Vip, addresses: &[(String, IpNet)], facts: &Fact
             reason::PROGRAMMED,
             format!("{node} has the addresses; no Service answers on them"),
         );
+    }
+    if let Some(c) = conditions::get(&status.conditions, node_conditions::VIRTUAL_SERVERS_READY) {
+        let others = [reason::KUBE_PROXY_ACTIVE, reason::KUBE_PROXY_LEFTOVERS];
+        if c.status == "False" && others.contains(&c.reason.as_str()) {
+            let words = format!("{} of NodeNetState {node} is False: {}", c.type_, c.message);
+            return word(Status::False, reason::NOT_PROGRAMMED, words);
+        }
+        if c.reason == reason::SERVICE_PROXY_OFF {
+            return word(
+                Status::True,
+                reason::SERVICE_PROXY_OFF,
+                format!("{node} has the addresses; {}", c.message),
+            );
+        }
     }
     let failed = status.failures.iter().find(|f| {
         addresses.iter().any(|(_, net)| {

@@ -10,7 +10,7 @@ use super::AddressLane;
 use crate::agent::scope::Area;
 use crate::report::facts::{AddressFacts, Verdict};
 use crate::resolve::VirtualIp;
-use crate::state::{AddressKey, Operation, SERVICE_INTERFACE};
+use crate::state::{AddressKey, Operation, SERVICE_INTERFACE, kube_proxy};
 
 impl AddressLane {
     /// One virtual IP as it is now. `Active` for as long as one of its addresses is held, wanted or not: that is what
@@ -80,7 +80,8 @@ impl AddressLane {
     fn interfaces(&self) -> Vec<InterfaceOnNode> {
         let mut all: BTreeMap<&str, InterfaceOnNode> = BTreeMap::new();
         for (key, address) in &self.observed.addresses {
-            if self.is_held(key) || key.interface == SERVICE_INTERFACE || !global(key.address) {
+            let of_services = [SERVICE_INTERFACE, kube_proxy::INTERFACE].contains(&key.interface.as_str());
+            if self.is_held(key) || of_services || !global(key.address) {
                 continue;
             }
             let link = self.observed.links.get(&key.interface);

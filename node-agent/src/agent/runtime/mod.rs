@@ -21,6 +21,7 @@ use self::reporting::{Leasing, Publishing, leave_dead_connections, publish_event
 use self::tasks::Tasks;
 use super::address_lane::{self, AddressLane};
 use super::journal::{ADDRESSES, JournalFile, SERVICES};
+use super::kube_proxy::{self, Neighbour};
 use super::lock::{Lock, LockError};
 use super::machine::Machine;
 use super::service_lane::{self, ServiceLane};
@@ -65,6 +66,8 @@ pub struct Config {
     pub addresses: address_lane::Times,
     /// Times of the service lane.
     pub services: service_lane::Times,
+    /// What is done where kube-proxy is, or was.
+    pub kube_proxy: kube_proxy::Settings,
     /// How long a real server on its way out may keep connections.
     pub drain_timeout: Duration,
     /// Time between writes of a status that nobody waits for.
@@ -152,7 +155,8 @@ pub async fn run(
     let (to_services, service_inbox) = std::sync::mpsc::channel();
     let (address_facts, addresses) = watch::channel(AddressFacts::default());
     let (service_facts, services) = watch::channel(ServiceFacts::default());
-    let (health_checks, asked) = watch::channel(HealthChecks::default());
+    let at_first = HealthChecks { elsewhere: !config.kube_proxy.serve, ..HealthChecks::default() };
+    let (health_checks, asked) = watch::channel(at_first);
     let (notices, noticed) = mpsc::unbounded_channel();
     let contact = Arc::new(Pulse::default());
 
@@ -183,6 +187,7 @@ pub async fn run(
     let service_lane = ServiceLane::new(
         service_machine,
         Resolver::new(config.resolver.clone()),
+        Neighbour::new(config.kube_proxy.clone()),
         service_inbox,
         service_facts,
         health_checks,

@@ -9,7 +9,7 @@ use super::Inner;
 use crate::kernel::KernelEvent;
 use crate::state::{
     Address, AddressKey, IPVS_TIMEOUTS, IpSet, Link, Operation, Protocol, RealServer, Ruleset, SetEntry,
-    SetKind, VirtualServer, VirtualServerKey, promote_secondaries,
+    SetKind, VirtualServer, VirtualServerKey, kube_proxy, promote_secondaries,
 };
 
 /// Error number and the kernel's words.
@@ -93,7 +93,9 @@ impl Inner {
                 if !self.sets.contains_key(name) {
                     return refused(libc::ENOENT);
                 }
-                if self.rules.values().any(|rules| sets_of(rules).any(|set| set == name)) {
+                if self.rules.values().any(|rules| sets_of(rules).any(|set| set == name))
+                    || (kube_proxy::is_set(name) && !self.kube_proxy_rules.is_empty())
+                {
                     let words = "Set cannot be destroyed: it is in use by a kernel component";
                     return Err((libc::EBUSY, Some(words.into())));
                 }
@@ -129,6 +131,10 @@ impl Inner {
                 } else {
                     self.rules.insert(*family, rules.clone());
                 }
+                Ok(())
+            }
+            Operation::RemoveKubeProxyRules(family) => {
+                self.kube_proxy_rules.remove(family);
                 Ok(())
             }
             Operation::AddRoute(route) => {
@@ -311,6 +317,7 @@ pub(super) fn words(operation: &Operation) -> (&'static str, String) {
         O::AddEntry(name, entry) => ("add", format!("entry {entry:?} of set {name}")),
         O::DeleteEntry(name, entry) => ("delete", format!("entry {entry:?} of set {name}")),
         O::ReplaceRules(family, _) => ("replace", format!("rules of {family:?}")),
+        O::RemoveKubeProxyRules(family) => ("remove", format!("rules of kube-proxy of {family:?}")),
         O::AddRoute(route) => ("add", format!("local route {}", route.range)),
         O::DeleteRoute(route) => ("delete", format!("local route {}", route.range)),
         O::AddVirtualServer(key, _) => ("add", key.to_string()),

@@ -14,10 +14,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use self::addresses::Addresses;
-use super::{Committed, Kernel, KernelError, KernelEvent};
+use super::{Committed, Kernel, KernelError, KernelEvent, RunningSign};
 use crate::state::{
-    AddressKey, Family, IpSet, Link, LocalRoute, NodeState, Operation, PREFIX, PREFIX6, RealServerKey,
-    Ruleset, Scope, SetEntry, Transaction, VirtualServer, VirtualServerKey, Which,
+    AddressKey, Family, IpSet, KubeProxy, Link, LocalRoute, NodeState, Operation, PREFIX, PREFIX6,
+    RealServerKey, Ruleset, Scope, SetEntry, Transaction, VirtualServer, VirtualServerKey, Which, kube_proxy,
 };
 
 /// A kernel in memory.
@@ -60,6 +60,9 @@ struct Inner {
     gateways: BTreeSet<IpAddr>,
     sets: BTreeMap<String, IpSet>,
     rules: BTreeMap<Family, Ruleset>,
+    /// Families in which kube-proxy has its chains.
+    kube_proxy_rules: BTreeSet<Family>,
+    kube_proxy_runs: Option<RunningSign>,
     virtual_servers: BTreeMap<VirtualServerKey, VirtualServer>,
     /// No `IFA_PROTO` (before 5.18).
     no_address_protocol: bool,
@@ -209,6 +212,20 @@ impl FakeKernel {
     /// Replaces our rules of a family, as another hand would.
     pub fn put_rules(&self, family: Family, rules: Ruleset) {
         self.lock().rules.insert(family, rules);
+    }
+
+    /// kube-proxy binds an address of a Service, and has its chains.
+    pub fn kube_proxy_binds(&self, address: &str) {
+        if !self.state().links.contains_key(kube_proxy::INTERFACE) {
+            self.add_link(kube_proxy::INTERFACE, "dummy");
+        }
+        self.add_address(kube_proxy::INTERFACE, address);
+        self.lock().kube_proxy_rules.extend([Family::V4, Family::V6]);
+    }
+
+    /// kube-proxy starts (with a sign of it), or stops: what it made stays.
+    pub fn set_kube_proxy_runs(&self, sign: Option<RunningSign>) {
+        self.lock().kube_proxy_runs = sign;
     }
 
     /// Removes a local route of ours, as another hand would.
@@ -402,6 +419,45 @@ impl Kernel for FakeKernel {
             }
         }
         committed
+    }
+
+    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
+        let inner = self.lock();
+        let addresses = inner.addresses.observe(inner.clock, inner.no_address_protocol);
+        let sets: BTreeMap<&String, &IpSet> =
+            inner.sets.iter().filter(|(name, _)| kube_proxy::is_set(name)).collect();
+        let ports = sets.iter().filter_map(|(name, set)| Some((kube_proxy::node_ports_of(name)?, set)));
+        Ok(KubeProxy {
+            interface: inner.links.contains_key(kube_proxy::INTERFACE),
+            addresses: addresses
+                .keys()
+                .filter(|key| key.interface == kube_proxy::INTERFACE)
+                .map(|key| key.address)
+                .collect(),
+            node_ports: ports
+                .flat_map(|(protocol, set)| {
+                    set.entries.iter().filter_map(port_of).map(move |port| (protocol, port))
+                })
+                .collect(),
+            sets: sets.keys().map(|name| (*name).clone()).collect(),
+            chains: inner
+                .kube_proxy_rules
+                .iter()
+                .map(|f| (*f, ["nat KUBE-SERVICES".into()].into()))
+                .collect(),
+            jumps: !inner.kube_proxy_rules.is_empty(),
+        })
+    }
+
+    fn kube_proxy_runs(&mut self) -> Result<Option<RunningSign>, KernelError> {
+        Ok(self.lock().kube_proxy_runs.clone())
+    }
+}
+
+fn port_of(entry: &SetEntry) -> Option<u16> {
+    match entry {
+        SetEntry::Port(port) | SetEntry::IpPort(_, _, port) => Some(*port),
+        _ => None,
     }
 }
 

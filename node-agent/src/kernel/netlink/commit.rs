@@ -40,7 +40,8 @@ impl Sort {
             | O::DeleteLink(_)
             | O::CreateSet(..)
             | O::DestroySet(_)
-            | O::ReplaceRules(..) => Self::Single,
+            | O::ReplaceRules(..)
+            | O::RemoveKubeProxyRules(_) => Self::Single,
             O::AddEntry(..) | O::DeleteEntry(..) => Self::Entries,
             O::AddRoute(_) | O::DeleteRoute(_) => Self::Routes,
             // Real servers come in a later phase than their virtual servers.
@@ -147,6 +148,7 @@ fn single(kernel: &mut NetlinkKernel, operation: &Operation) -> Result<(), Kerne
         }
         Operation::DestroySet(name) => ipset::destroy(kernel.netfilter()?, name),
         Operation::ReplaceRules(family, ruleset) => kernel.rules.replace(*family, ruleset).map(|_| ()),
+        Operation::RemoveKubeProxyRules(family) => kernel.rules.remove_kube_proxys(*family),
         // Sorted out before.
         _ => Ok(()),
     }

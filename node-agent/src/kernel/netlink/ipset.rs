@@ -51,11 +51,19 @@ pub(super) fn read(
 
 /// Names of our sets.
 fn names(netfilter: &mut Connection) -> Result<BTreeSet<String>, KernelError> {
+    names_of(netfilter, |name| name.starts_with(PREFIX) || name.starts_with(PREFIX6))
+}
+
+/// Names of the sets that are asked for.
+pub(super) fn names_of(
+    netfilter: &mut Connection,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<BTreeSet<String>, KernelError> {
     let request = Request::List { set: None, scope: ListScope::Names };
     let names = netfilter.dump(&request, |names: &mut BTreeSet<String>, header: &NetlinkHeader, payload| {
         if let Reply::List(listing) = Reply::parse(header.message_type, payload)? {
             let name = listing.set.to_string();
-            if name.starts_with(PREFIX) || name.starts_with(PREFIX6) {
+            if wanted(&name) {
                 names.insert(name);
             }
         }
@@ -70,7 +78,7 @@ fn names(netfilter: &mut Connection) -> Result<BTreeSet<String>, KernelError> {
 }
 
 /// A set with all its entries; `None` when there is none of the name, or of a type that is never ours.
-fn read_one(netfilter: &mut Connection, name: &str) -> Result<Option<IpSet>, KernelError> {
+pub(super) fn read_one(netfilter: &mut Connection, name: &str) -> Result<Option<IpSet>, KernelError> {
     let set = set_name("read", name)?;
     let request = Request::List { set: Some(set), scope: ListScope::Entries };
     let found = netfilter.dump(&request, |found: &mut Option<IpSet>, header: &NetlinkHeader, payload| {

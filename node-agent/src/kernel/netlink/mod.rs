@@ -10,6 +10,7 @@
 //! | `conntrack` | forgetting connections of backends that went (nfnetlink) |
 //! | `rules` | chains and jumps, by the host's iptables |
 //! | `program` | running programs, with a limit of time |
+//! | `kube_proxy` | what there is of kube-proxy, and whether it runs |
 //! | `sysctl`, `modules` | settings and modules |
 //! | `commit` | a transaction, step by step |
 //! | [`events`], [`listener`] | hearing of changes; threads that hear |
@@ -28,6 +29,7 @@ mod conntrack;
 mod frames;
 mod ipset;
 mod ipvs;
+mod kube_proxy;
 mod link;
 mod modules;
 mod namespace;
@@ -50,8 +52,10 @@ use self::{
     sysctl::Settings,
     transport::{Connection, Protocol},
 };
-use super::{Committed, Kernel, KernelError};
-use crate::state::{IPVS_TIMEOUTS, NodeState, Scope, Transaction, VirtualServer, VirtualServerKey};
+use super::{Committed, Kernel, KernelError, RunningSign};
+use crate::state::{
+    IPVS_TIMEOUTS, KubeProxy, NodeState, Scope, Transaction, VirtualServer, VirtualServerKey,
+};
 
 /// Where the kernel's parts are.
 #[derive(Clone, Debug)]
@@ -251,5 +255,13 @@ impl Kernel for NetlinkKernel {
 
     fn commit(&mut self, transaction: &Transaction) -> Committed {
         commit::commit(self, transaction)
+    }
+
+    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
+        kube_proxy::read(self)
+    }
+
+    fn kube_proxy_runs(&mut self) -> Result<Option<RunningSign>, KernelError> {
+        self.namespace.run(kube_proxy::running)
     }
 }

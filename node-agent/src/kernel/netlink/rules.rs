@@ -138,6 +138,44 @@ impl Rules {
         self.write(programs, family, wanted, &text)
     }
 
+    /// What of kube-proxy is in a family's rules. Both packet filters are looked at: the host may use one and kube-proxy
+    /// have used the other. One that cannot be read has none.
+    pub(super) fn kube_proxys(&mut self, family: Family) -> filter::kube_proxy::Found {
+        let mut all = filter::kube_proxy::Found::default();
+        for (_, text) in self.both(family) {
+            let found = filter::kube_proxy::find(&text);
+            all.chains.extend(found.chains);
+            all.jumps |= found.jumps;
+        }
+        all
+    }
+
+    /// Takes kube-proxy's chains and jumps out.
+    pub(super) fn remove_kube_proxys(&mut self, family: Family) -> Result<(), KernelError> {
+        for (programs, text) in self.both(family) {
+            let removal = filter::kube_proxy::removal(&text);
+            if !removal.is_empty() {
+                self.restore(programs, family, &removal)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules of a family in each packet filter that can be read.
+    fn both(&mut self, family: Family) -> Vec<(Programs, String)> {
+        let mut found = Vec::new();
+        for programs in [NFT, LEGACY, PLAIN] {
+            if programs == PLAIN && !found.is_empty() {
+                break;
+            }
+            match self.save(programs, family) {
+                Ok(text) => found.extend(text.map(|text| (programs, text))),
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        found
+    }
+
     fn write(
         &mut self,
         programs: Programs,
