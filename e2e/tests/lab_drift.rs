@@ -162,6 +162,12 @@ const DRIFT: &[Deeds] = &[
     &[("ip addr del 192.168.0.15/24 dev ens33", "address 192.168.0.15/24 dev ens33")],
     &[("ip route del local 10.243.0.0/16 dev nodenet0", "local route 10.243.0.0/16 dev nodenet0")],
     &[("ip link del nodenet0", "interface nodenet0")],
+    // What NetworkManager and networkd do to interfaces and routes that they were not told of.
+    &[("ip addr flush dev ens33 to 192.168.0.15/32", "address 192.168.0.15/24 dev ens33")],
+    &[(
+        "ip addr flush dev nodenet0; ip route flush table local proto 110",
+        "local route 10.243.0.0/16 dev nodenet0",
+    )],
     // What it does not.
     &[
         ("ipset del NODENET-CLUSTER-IP 10.243.9.90,tcp:9090", "+ entry 10.243.9.90"),

@@ -54,3 +54,18 @@ fn an_address_that_comes_within_the_ranges_gets_them_and_one_beside_does_not() {
     assert!(answers(&agent, "10.9.0.12"));
     assert!(!answers(&agent, "10.8.0.12"));
 }
+
+#[test]
+fn load_balancers_ask_on_the_addresses_of_node_ports() {
+    let addresses = |agent: &mut Agent| agent.resolver.take_health_checks().unwrap().addresses;
+    assert_eq!(addresses(&mut agent(Some(&["0.0.0.0/0"]))).map(|some| some.len()), Some(2));
+    let mut agent = agent(Some(&["10.9.0.0/24"]));
+    let eth1 = "10.9.0.11".parse().unwrap();
+    assert_eq!(addresses(&mut agent), Some([eth1].into()));
+    assert_eq!(agent.resolver.take_health_checks(), None, "nothing is new");
+    agent.kernel.add_address("eth1", "10.9.0.12/24");
+    agent.look_at_node();
+    assert_eq!(addresses(&mut agent), Some([eth1, "10.9.0.12".parse().unwrap()].into()));
+    agent.resolver.put_spec(&spec(), nodenet_agent::resolve::Origin::Api);
+    assert_eq!(addresses(&mut agent), None, "on all");
+}

@@ -8,7 +8,9 @@ use nodenet_agent::{
     state::{Operation, Scope},
 };
 
-use crate::support::{Neighbour, address, available, commit, commit_all, in_namespace, kernel, key, run};
+use crate::support::{
+    Neighbour, address, attempt, available, commit, commit_all, in_namespace, kernel, key, run,
+};
 
 #[test]
 fn a_module_that_is_not_loaded_is_seen_loaded_and_seen_again() {
@@ -88,5 +90,39 @@ fn another_namespace_is_reached_by_its_path() {
                 .to_string()
                 .starts_with("enter network namespace /run/netns/no-such-namespace: No such file")
         );
+    });
+}
+
+#[test]
+fn a_node_that_begins_to_forward_keeps_the_router_that_advertises_itself() {
+    in_namespace(|| {
+        let others = Neighbour::new();
+        // A link with a router, one with a pod, one of the administrator's.
+        for name in ["lan0", "pod0", "off0"] {
+            others.cable(name, name);
+        }
+        let path = |name: &str| format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+        std::fs::write(path("off0"), "0").unwrap();
+        for (name, metric) in [("lan0", 1024), ("off0", 2048)] {
+            run("ip", &format!("-6 route add default via fe80::1 dev {name} proto ra metric {metric}"));
+        }
+        let has_vlan = attempt("ip", "link add link lan0 name lan0.7 type vlan id 7", "").is_ok();
+        let heeds = |name: &str| std::fs::read_to_string(path(name)).unwrap().trim().to_owned();
+        let forward =
+            || vec![Operation::SetSysctl("net.ipv6.conf.all.forwarding".to_owned(), "1".to_owned())];
+        let mut kernel = kernel();
+        assert_eq!(heeds("lan0"), "1", "as every interface does");
+        commit_all(&mut kernel, forward());
+        assert_eq!(heeds("lan0"), "2", "a node that forwards would lose its default route with 1");
+        if has_vlan {
+            assert_eq!(heeds("lan0.7"), "2", "a router may be there too");
+        }
+        assert_eq!(heeds("pod0"), "1", "pods advertise nothing to the node");
+        assert_eq!(heeds("off0"), "0", "the administrator's word");
+        assert_eq!(heeds("lo"), "1");
+
+        std::fs::write(path("lan0"), "1").unwrap();
+        commit_all(&mut kernel, forward());
+        assert_eq!(heeds("lan0"), "1", "forwarding was on already: nothing is turned on, nothing is changed");
     });
 }

@@ -12,6 +12,7 @@
 //! | `program` | running programs, with a limit of time |
 //! | `kube_proxy` | what there is of kube-proxy, and whether it runs |
 //! | `sysctl`, `modules` | settings and modules |
+//! | `forwarding` | routers that a node still needs when it begins to forward IPv6 |
 //! | `commit` | a transaction, step by step |
 //! | [`events`], [`listener`] | hearing of changes; threads that hear |
 //! | `frames` | Ethernet frames on packet sockets |
@@ -26,6 +27,7 @@ pub mod probe;
 mod address;
 mod commit;
 mod conntrack;
+mod forwarding;
 mod frames;
 mod ipset;
 mod ipvs;
@@ -182,6 +184,9 @@ impl NetlinkKernel {
 
     /// Writes a setting; whether that was needed.
     fn set(&mut self, name: &str, value: &str) -> Result<bool, KernelError> {
+        if forwarding::turns_on(name, value) {
+            self.written += forwarding::keep_routers(self)?;
+        }
         if !IPVS_TIMEOUTS.contains(&name) {
             return self.settings.write(name, value);
         }

@@ -86,6 +86,27 @@ pub(super) fn gateways(route: &mut Connection) -> Result<BTreeSet<IpAddr>, Trans
     Ok(gateways)
 }
 
+/// Numbers of the interfaces over which a router's advertisement leads everywhere else.
+pub(super) fn advertised_defaults(route: &mut Connection) -> Result<BTreeSet<u32>, TransportError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet6;
+    route.dump(
+        &RouteNetlinkMessage::GetRoute(request),
+        |interfaces: &mut BTreeSet<u32>, _: &NetlinkHeader, payload| {
+            let unreadable = DecodeError::Missing { object: "route", attribute: "readable RTA_*" };
+            let header = RouteHeader::parse(payload).map_err(|_| unreadable.clone())?;
+            if header.destination_prefix_length == 0 && header.protocol == RouteProtocol::Ra {
+                let message = RouteMessage::parse(payload).map_err(|_| unreadable)?;
+                interfaces.extend(message.attributes.iter().filter_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                }));
+            }
+            Ok(())
+        },
+    )
+}
+
 fn next_hops(attributes: &[RouteAttribute], hops: &mut Vec<IpAddr>) {
     for attribute in attributes {
         match attribute {
