@@ -16,7 +16,7 @@ use nodenet_crds::conditions::{Status, reason};
 
 use super::machine::Machine;
 use crate::diff::{Others, SERVICE_INTERFACE_KIND};
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, RunningSign};
 use crate::report::facts::Verdict;
 use crate::state::{KubeProxy, SERVICE_INTERFACE, Scope, Which};
 
@@ -116,7 +116,7 @@ impl Neighbour {
             // What it serves is not read while it runs: nothing is removed then.
             Stance::Leftovers(left) => Some(left.clone()),
             // It has adopted what was ours.
-            Stance::Off => self.seen.clone(),
+            Stance::Off => self.seen.clone().filter(KubeProxy::in_force),
             _ => None,
         };
         machine.beside(Others { excluded: self.settings.excluded.clone(), kube_proxy: theirs });
@@ -145,11 +145,17 @@ impl Neighbour {
             }
             return Ok(Stance::Off);
         }
-        if let Some(sign) = machine.kube_proxy_runs()? {
+        let sign = machine.kube_proxy_runs()?;
+        if let Some(sign @ (RunningSign::Mode { .. } | RunningSign::Health { .. })) = &sign {
             self.seen = None;
             return Ok(Stance::Active(sign.to_string()));
         }
         let left = machine.kube_proxy()?;
+        // Who does not say what it is may be anybody, where there is nothing of kube-proxy.
+        if let Some(sign) = sign.filter(|_| left.in_force()) {
+            self.seen = None;
+            return Ok(Stance::Active(sign.to_string()));
+        }
         let before = self.seen.replace(left.clone());
         if before.as_ref().is_some_and(|before| left.grew(before)) {
             self.writer_until = Some(now + self.settings.writer);

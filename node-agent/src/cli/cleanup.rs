@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError
     // Where it runs again, it has adopted what we had.
     let kube_proxy = machine.kube_proxy()?;
     let back = kube_proxy.in_force();
-    machine.beside(Others { kube_proxy: Some(kube_proxy), ..Others::default() });
+    machine.beside(Others { kube_proxy: back.then_some(kube_proxy), ..Others::default() });
     let nothing = NodeState::default();
     let scope = Scope::all(&nothing);
     let mut changes = Changes { dry_run: arguments.dry_run, ..Changes::default() };

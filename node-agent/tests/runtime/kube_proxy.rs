@@ -204,6 +204,41 @@ async fn nothing_of_kube_proxys_goes_while_services_may_be_missing() {
 }
 
 #[tokio::test]
+async fn in_excluded_ranges_another_hands_virtual_server_stays_although_a_service_wants_its_place() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    // A Service at an excluded address of the service range, where somebody has a virtual server; one beside, where nobody has.
+    let mut there = slice(50, 1, &["10.244.1.1"]);
+    there["services"][0]["ports"][0]["frontends"][0]["port"] = 443.into();
+    api.put("nodenetslices", "s1", 1, there);
+    api.put("nodenetslices", "s2", 1, slice(51, 2, &["10.244.1.1"]));
+    node.kernel.put_virtual_server(key(EXCLUDED), server("sh", &["10.244.1.1:443"], Forwarding::Masquerade));
+    let agent = start(&node, &api, true).await;
+    until("words about it", || reason_of_servers(&api) == "AddressInUse").await;
+    assert_eq!(node.kernel.state().virtual_servers[&key(EXCLUDED)].scheduler, "sh");
+    assert!(node.kernel.state().virtual_servers.contains_key(&key("10.96.0.51:80")), "ours, by the journal");
+    for name in ["s1", "s2"] {
+        api.delete("nodenetslices", name);
+    }
+    api.put("nodenetslices", "s3", 1, slice(3, 3, &["10.244.1.1"]));
+    until("ours gone", || !node.kernel.state().virtual_servers.contains_key(&key("10.96.0.51:80"))).await;
+    assert!(node.kernel.state().virtual_servers.contains_key(&key(EXCLUDED)));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn somebody_who_says_nothing_is_kube_proxy_only_where_there_is_something_of_it() {
+    let (api, node) = (api().await, Node::new());
+    let mute = || Some(RunningSign::Mute { at: "127.0.0.1:10256".parse().unwrap() });
+    node.kernel.set_kube_proxy_runs(mute());
+    let agent = start(&node, &api, true).await;
+    until("served", || api.status()["summary"]["virtualServers"] == "2/2").await;
+    node.kernel.kube_proxy_binds("10.96.0.1/32");
+    until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_kube_proxy_that_comes_later_is_given_the_virtual_servers() {
     let (api, node) = (api().await, Node::new());
     let agent = start(&node, &api, false).await;

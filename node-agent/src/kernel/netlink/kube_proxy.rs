@@ -47,7 +47,8 @@ pub(super) fn read(kernel: &mut NetlinkKernel) -> Result<KubeProxy, KernelError>
         let by_hand = |address: &IpAddr| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         found.addresses = addresses.into_keys().map(|key| key.address).filter(by_hand).collect();
     }
-    let netfilter = kernel.netfilter()?;
+    // A kernel without netfilter's netlink has no set.
+    let Ok(netfilter) = kernel.netfilter() else { return Ok(found) };
     found.sets = ipset::names_of(netfilter, is_set)?;
     for name in &found.sets {
         let Some(protocol) = node_ports_of(name) else { continue };
