@@ -112,20 +112,21 @@ pub fn run(arguments: &OperatorBenchArguments) -> anyhow::Result<i32> {
         "nodes": arguments.nodes, "machine": processor::machine()?,
         "kubeApiserver": format!("1.{}", bench.cluster.minor()),
     });
-    let mut reached = bench.alone(arguments.changes, &mut report)?;
-    if arguments.agents > 0 {
-        bench.beside_watchers(arguments.agents, &mut report)?;
+    let measured = bench.measure(arguments, &mut report);
+    if measured.is_err()
+        && let Some(operator) = &bench.operator
+    {
+        eprintln!("{}", operator.tail());
     }
-    let operator = bench.operator.take().context("the operator")?;
-    add(&mut report, "operatorAtTheEnd", operator.cost()?);
-    drop(operator);
-    reached &= report["restart"]["writes"].as_f64() == Some(0.0);
+    // A run that breaks off leaves what it has found.
     let folder = workspace().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let path = folder.join("operator.json");
     let text = serde_json::to_string_pretty(&report)?;
     std::fs::write(&path, &text).with_context(|| format!("write {}", path.display()))?;
-    println!("{text}\n{} ({})", if reached { "reached" } else { "MISSED" }, path.display());
+    println!("{text}");
+    let reached = measured?;
+    println!("{} ({})", if reached { "reached" } else { "MISSED" }, path.display());
     Ok(i32::from(!reached))
 }
 
@@ -136,6 +137,16 @@ fn add(report: &mut Value, name: &str, value: Value) {
 }
 
 impl Bench {
+    /// All of it. Returns whether what is to be reached was.
+    fn measure(&mut self, arguments: &OperatorBenchArguments, report: &mut Value) -> anyhow::Result<bool> {
+        let reached = self.alone(arguments.changes, report)?;
+        if arguments.agents > 0 {
+            self.beside_watchers(arguments.agents, report)?;
+        }
+        add(report, "operatorAtTheEnd", self.operator()?.cost()?);
+        Ok(reached && report["restart"]["writes"].as_f64() == Some(0.0))
+    }
+
     /// The operator without anybody who reads what it writes. Returns whether it is as fast as it is to be.
     fn alone(&mut self, changes: usize, report: &mut Value) -> anyhow::Result<bool> {
         let begin = Instant::now();

@@ -38,7 +38,7 @@ impl Operator {
             format!("--identity=operator-{number}"),
             format!("--service-cidr={}", super::load::SERVICE_CIDR),
             format!("--http-address=127.0.0.1:{port}"),
-            "--log=warn".into(),
+            "--log=info".into(),
         ];
         let process = Process::start(Some(site.netns()), &site.log(&format!("operator-{number}")), &argv)?;
         let operator = Self { process, port };
@@ -94,6 +94,11 @@ impl Operator {
             .filter(of)
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .fold(0.0, |all, one| all + one))
+    }
+
+    /// The end of its log.
+    pub(super) fn tail(&self) -> String {
+        self.process.tail()
     }
 
     /// Processor time so far.

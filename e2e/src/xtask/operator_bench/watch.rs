@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 const PATH: &str = "/apis/nodenet.dev/v1alpha1/nodenetslices";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Events as they come. It ends with the API server's time limit of a watch, which is longer than any measurement here.
 pub(super) struct Watch {
