@@ -46,6 +46,9 @@ fn documents_scenarios_hold() {
     steps.run("an address of another subnet is primary, and that nobody has a route to it is said", || {
         not_on_link(scene);
     });
+    steps.run("load balancers learn which nodes have endpoints, and which are to get no clients", || {
+        load_balancers(scene);
+    });
     steps.run("an address that no subnet holds needs an interface", || no_candidate(scene));
     steps.run("a virtual IP is promoted, and goes behind the primary again", || promoted(scene, &routes));
     assert!(steps.failed().is_empty(), "failed: {:#?}", steps.failed());
@@ -104,6 +107,43 @@ fn own_traffic(scene: &Scene) {
     assert!(attempts.iter().all(|attempt| attempt.source == Some(own)), "{attempts:?}");
     let attempts = scene.answered(NODE, "10.70.0.159:9090", &[("prometheus", 2)]).unwrap();
     assert!(attempts.iter().all(|attempt| attempt.source == Some(own)), "{attempts:?}");
+}
+
+/// What a load balancer gets to hear: the status of an HTTP request from outside, 000 where nobody listens.
+fn load_balancers(scene: &Scene) {
+    const NAMES: [&str; 2] = ["k8s-node-1", "k8s-node-2"];
+    let cluster = scene.lab().cluster();
+    let service = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced"},
+        "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32222,
+                 "ports": [{"port": 80}]}});
+    let endpoints = serde_json::json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "balanced", "labels": {"kubernetes.io/service-name": "balanced"}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 80, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.244.5.23"], "conditions": {"ready": true}, "nodeName": NAMES[0]}]});
+    let hear = |place: &str, wanted: [&str; 2]| {
+        scene
+            .until(&format!("{wanted:?} of {place}"), || {
+                let mut heard = Vec::new();
+                for address in ["192.168.0.11", "192.168.0.12"] {
+                    let url = format!("http://{address}:{place}");
+                    let command = format!("curl -s -m 5 -o /dev/null -w '%{{http_code}}' {url} || true");
+                    heard.push(scene.place("client").run(&["sh", "-c", &command])?.trim().to_owned());
+                }
+                so(heard == wanted, format!("{heard:?}"))
+            })
+            .unwrap();
+    };
+    hear("10256/healthz", ["200", "200"]);
+    cluster.apply(&format!("{service}\n---\n{endpoints}")).unwrap();
+    hear("32222", ["200", "503"]);
+    let taint = "ToBeDeletedByClusterAutoscaler=1:NoSchedule";
+    cluster.kubectl(&["taint", "node", NAMES[1], taint]).unwrap();
+    hear("10256/healthz", ["200", "503"]);
+    hear("10256/livez", ["200", "200"]);
+    cluster.kubectl(&["taint", "node", NAMES[1], &format!("{taint}-")]).unwrap();
+    hear("10256/healthz", ["200", "200"]);
+    cluster.kubectl(&["delete", "service,endpointslice", "balanced"]).unwrap();
+    hear("32222", ["000", "000"]);
 }
 
 const EACH_THREE_TIMES: [(&str, usize); 3] = [("web-1", 3), ("web-2", 3), ("web-3", 3)];
