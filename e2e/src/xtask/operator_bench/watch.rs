@@ -19,8 +19,9 @@ impl Watch {
     /// Watches from now on.
     pub(super) fn start(api: &Api) -> anyhow::Result<Self> {
         let list = api.send("GET", &format!("{PATH}?limit=1"), "application/json", "")?;
+        // The list's own comes after those of its items; a watch from one of theirs may begin too far back.
         let version =
-            list.text.split("\"resourceVersion\":\"").nth(1).and_then(|rest| rest.split('"').next());
+            list.text.rsplit("\"resourceVersion\":\"").next().and_then(|rest| rest.split('"').next());
         let version = version.context("the version of the list of NodeNetSlices")?;
         let stream = api.stream(&format!("{PATH}?watch=1&timeoutSeconds=3600&resourceVersion={version}"))?;
         let (sender, events) = channel();
