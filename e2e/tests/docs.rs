@@ -47,3 +47,54 @@ fn links_between_documents_lead_somewhere() {
         }
     }
 }
+
+/// All files below a folder whose name ends so.
+fn files(folder: &Path, end: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files(&path, end, found);
+        } else if path.to_string_lossy().ends_with(end) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn behaviours_that_are_compared_stand_in_the_service_proxys_table() {
+    let document = read("docs/service-proxy.md");
+    let mut tables = Vec::new();
+    files(&workspace().join("e2e/tests/lab_services"), ".yaml", &mut tables);
+    let mut texts: Vec<String> =
+        tables.iter().map(|path| fs::read_to_string(path).expect("a table")).collect();
+    texts.push(read("e2e/tests/lab_services/lasting.rs"));
+    let mut seen = 0;
+    for line in texts.iter().flat_map(|text| text.lines()) {
+        let yaml = line.strip_prefix("- behaviour: ");
+        let rust = line.trim().strip_prefix("behaviour: \"").and_then(|rest| rest.strip_suffix("\","));
+        let Some(behaviour) = yaml.or(rust) else { continue };
+        assert!(document.contains(&format!("| {behaviour} |")), "docs/service-proxy.md has no `{behaviour}`");
+        seen += 1;
+    }
+    assert!(seen > 20, "only {seen} behaviours found in e2e/tests/lab_services");
+}
+
+#[test]
+fn tests_that_the_service_proxys_table_names_are_there() {
+    let mut sources = Vec::new();
+    for folder in ["node-agent", "operator", "e2e/tests"] {
+        files(&workspace().join(folder), ".rs", &mut sources);
+    }
+    let sources: Vec<String> =
+        sources.iter().map(|path| fs::read_to_string(path).expect("a source")).collect();
+    for name in read("docs/service-proxy.md").split('`').filter_map(|word| word.split_once("::")) {
+        let (program, test) = name;
+        if !program.starts_with("kernel") && !program.starts_with("lab") {
+            continue;
+        }
+        let start = test.trim_end_matches('*');
+        let named =
+            |text: &String| text.contains(&format!("fn {start}")) || text.contains(&format!("mod {start}"));
+        assert!(sources.iter().any(named), "docs/service-proxy.md speaks of {program}::{test}");
+    }
+}

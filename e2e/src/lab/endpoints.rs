@@ -13,10 +13,11 @@ pub fn of_slices(service: &Value, slices: &[Value]) -> Value {
     }
     json!({"apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "labels": labels},
-        "subsets": slices.iter().map(|slice| subset(slice, publish)).collect::<Vec<_>>()})
+        "subsets": slices.iter().filter_map(|slice| subset(slice, publish)).collect::<Vec<_>>()})
 }
 
-fn subset(slice: &Value, publish: bool) -> Value {
+/// None where nobody is left: a subset without an address is refused.
+fn subset(slice: &Value, publish: bool) -> Option<Value> {
     let all = slice["endpoints"].as_array().into_iter().flatten();
     let (mut ready, mut not_ready) = (Vec::new(), Vec::new());
     for endpoint in all.filter(|endpoint| endpoint["conditions"]["terminating"] != true || publish) {
@@ -26,7 +27,8 @@ fn subset(slice: &Value, publish: bool) -> Value {
         if is_ready { &mut ready } else { &mut not_ready }.extend(entries);
     }
     let ports: Vec<Value> = slice["ports"].as_array().into_iter().flatten().cloned().collect();
-    json!({"addresses": ready, "notReadyAddresses": not_ready, "ports": ports})
+    let anybody = !ready.is_empty() || !not_ready.is_empty();
+    anybody.then(|| json!({"addresses": ready, "notReadyAddresses": not_ready, "ports": ports}))
 }
 
 #[cfg(test)]

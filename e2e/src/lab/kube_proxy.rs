@@ -96,9 +96,17 @@ impl Lab {
             "--conntrack-tcp-timeout-established=0".into(),
             "--conntrack-tcp-timeout-close-wait=0".into(),
         ];
-        let pods = self.topology().spec().nodes.iter().flat_map(|node| &node.pod_cidrs).copied();
-        if let Some(pods) = holding_all(pods.filter(|cidr| cidr.addr().is_ipv4())) {
-            argv.push(format!("--cluster-cidr={pods}"));
+        // The older one knows one family only.
+        let families: &[bool] = if kube_proxy.reads_endpoints() { &[false] } else { &[false, true] };
+        let pods: Vec<IpNet> =
+            self.topology().spec().nodes.iter().flat_map(|node| &node.pod_cidrs).copied().collect();
+        let cidrs: Vec<String> = families
+            .iter()
+            .filter_map(|v6| holding_all(pods.iter().copied().filter(|cidr| cidr.addr().is_ipv6() == *v6)))
+            .map(|cidr| cidr.to_string())
+            .collect();
+        if !cidrs.is_empty() {
+            argv.push(format!("--cluster-cidr={}", cidrs.join(",")));
         }
         if kube_proxy.reads_endpoints() {
             argv.push("--feature-gates=EndpointSliceProxying=false".into());

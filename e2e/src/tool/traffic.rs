@@ -56,6 +56,8 @@ pub struct Question {
     pub count: u32,
     /// How long each attempt waits.
     pub patience_millis: u64,
+    /// How long to wait between two attempts.
+    pub pause_millis: u64,
 }
 
 /// One question and what came of it.
@@ -205,7 +207,22 @@ pub fn survey() -> Result<(), ToolError> {
         .map(|question| {
             std::thread::spawn(move || -> Vec<Attempt> {
                 let patience = Duration::from_millis(question.patience_millis);
-                (0..question.count).map(|_| attempt(question.transport, question.target, patience)).collect()
+                let pause = Duration::from_millis(question.pause_millis);
+                let mut attempts = Vec::new();
+                for number in 0..question.count {
+                    if number > 0 {
+                        std::thread::sleep(pause);
+                    }
+                    let attempt = attempt(question.transport, question.target, patience);
+                    // Who was silent once is left alone: the others wait for this one.
+                    let silent =
+                        attempt.error.is_some() && attempt.took_micros / 1000 >= question.patience_millis;
+                    attempts.push(attempt);
+                    if silent {
+                        break;
+                    }
+                }
+                attempts
             })
         })
         .collect();
