@@ -27,7 +27,8 @@ pub mod node {
     pub const PACKET_FILTER_READY: &str = "PacketFilterReady";
     /// What others ask this node by HTTP is answered: ports of health checks, and the proxy's own health.
     pub const HEALTH_CHECKS_READY: &str = "HealthChecksReady";
-    /// All of the above, in the order of the summary: the first that is not True gives Ready its reason.
+    /// All of the above, in the order of the summary: the first that is not True gives Ready its reason, and is what Ready
+    /// is, but for the last: a node serves whether or not load balancers can ask it.
     pub const ALL: &[&str] =
         &[KERNEL_READY, ADDRESSES_READY, PACKET_FILTER_READY, VIRTUAL_SERVERS_READY, HEALTH_CHECKS_READY];
 }

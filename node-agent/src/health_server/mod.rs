@@ -1,6 +1,7 @@
 //! What load balancers ask a node by HTTP, with the meanings that kube-proxy gave it: whether the node has endpoints of a
 //! Service (one port for each that has a `healthCheckNodePort`), and whether it may get clients at all ([`proxy`]).
 
+mod limited;
 pub mod proxy;
 mod service_ports;
 mod sockets;

@@ -18,6 +18,7 @@ use axum::routing::get;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::limited::Places;
 use super::sockets::{Sockets, everywhere};
 use super::{Listen, NotHeard, json};
 use crate::report::health::Health;
@@ -64,7 +65,7 @@ impl Proxy {
         };
         let router =
             Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(health);
-        Self { place, addresses, listen, sockets: Sockets::new(router) }
+        Self { place, addresses, listen, sockets: Sockets::new(router, Places::new()) }
     }
 
     /// Leaves the place to another proxy.

@@ -14,6 +14,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::limited::Places;
 use super::sockets::{Sockets, everywhere};
 use super::{Listen, NotHeard, json};
 use crate::report::health::Health;
@@ -31,13 +32,15 @@ struct Port {
 pub(super) struct Ports {
     health: Arc<Health>,
     listen: Listen,
+    /// Of all Services together: their number is their authors' choice.
+    places: Places,
     open: BTreeMap<u16, (Arc<Port>, Sockets)>,
 }
 
 impl Ports {
     /// None yet.
     pub fn new(health: Arc<Health>, listen: Listen) -> Self {
-        Self { health, listen, open: BTreeMap::new() }
+        Self { health, listen, places: Places::new(), open: BTreeMap::new() }
     }
 
     /// Listens on these ports and on no others. Returns those that cannot be had now.
@@ -48,7 +51,7 @@ impl Ports {
             let (there, sockets) = self.open.entry(*port).or_insert_with(|| {
                 let port = Arc::new(Port { check: Mutex::new(check.clone()), health: self.health.clone() });
                 let router = Router::new().fallback(answer).with_state(port.clone());
-                (port, Sockets::new(router))
+                (port, Sockets::new(router, self.places.clone()))
             });
             there.check.lock().unwrap_or_else(PoisonError::into_inner).clone_from(check);
             let addresses: BTreeSet<SocketAddr> = match &wanted.addresses {

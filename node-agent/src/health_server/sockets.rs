@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
 use super::Listen;
+use super::limited::{Limited, Places};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -44,13 +45,14 @@ struct Open {
 /// The sockets of one server.
 pub(super) struct Sockets {
     router: Router,
+    places: Places,
     open: BTreeMap<SocketAddr, Open>,
 }
 
 impl Sockets {
-    /// None yet.
-    pub fn new(router: Router) -> Self {
-        Self { router, open: BTreeMap::new() }
+    /// None yet. All of them together answer no more than there are `places`.
+    pub fn new(router: Router, places: Places) -> Self {
+        Self { router, places, open: BTreeMap::new() }
     }
 
     /// Listens on these addresses and on no others. Returns those that cannot be had now.
@@ -77,6 +79,7 @@ impl Sockets {
 
     fn serve(&self, listener: tokio::net::TcpListener) -> Open {
         let (stop, stopped) = oneshot::channel::<()>();
+        let listener = Limited::new(listener, self.places.clone());
         let serving = axum::serve(listener, self.router.clone()).with_graceful_shutdown(async move {
             // It ends when the other half goes.
             let _ = stopped.await;
@@ -106,7 +109,7 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = other.local_addr().unwrap();
         let listen: Listen = std::sync::Arc::new(super::listen);
-        let mut sockets = Sockets::new(Router::new());
+        let mut sockets = Sockets::new(Router::new(), Places::new());
         let wanted = BTreeSet::from([address]);
         let refused = sockets.set(&wanted, &listen);
         assert_eq!(refused[0].1.kind(), ErrorKind::AddrInUse);

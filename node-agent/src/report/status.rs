@@ -100,10 +100,12 @@ pub fn compose(
     status
 }
 
-/// The first condition that is False speaks for the node, then the first that is Unknown.
+/// The first condition that is False speaks for the node, then the first that is Unknown. A port that load balancers ask
+/// and another program has is told, but the node is Ready: the Service's author chose it, on all nodes.
 fn summary(all: &[(&str, &Verdict)], source: &SourceFacts) -> Verdict {
+    let decides = |type_: &str| type_ != node::HEALTH_CHECKS_READY;
     for wanted in [Status::False, Status::Unknown] {
-        if let Some((type_, verdict)) = all.iter().find(|(_, v)| v.status == wanted) {
+        if let Some((type_, verdict)) = all.iter().find(|(type_, v)| v.status == wanted && decides(type_)) {
             let message = format!("{type_}: {}", verdict.message);
             return Verdict { status: wanted, reason: verdict.reason, message };
         }
@@ -114,7 +116,8 @@ fn summary(all: &[(&str, &Verdict)], source: &SourceFacts) -> Verdict {
     // It holds, but there is something to know about it.
     match all.iter().find(|(_, verdict)| verdict.reason != reason::READY) {
         Some((type_, verdict)) => {
-            Verdict { message: format!("{type_}: {}", verdict.message), ..(*verdict).clone() }
+            let message = format!("{type_}: {}", verdict.message);
+            Verdict { status: Status::True, reason: verdict.reason, message }
         }
         None => Verdict::ready("the kernel is as wanted"),
     }

@@ -137,12 +137,13 @@ async fn a_port_that_another_program_has_is_named_and_tried_again() {
         words.contains("Service default/web: healthCheckNodePort") && words.contains(&port.to_string()),
         "{words}"
     );
-    assert_eq!(api.condition("Ready")["reason"], "PortInUse");
+    let ready = api.condition("Ready");
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("True"), &json!("PortInUse")), "{ready}");
     assert_eq!(api.status()["failures"][0]["object"], "Service default/web");
     assert_eq!(node.servers(), 2, "everything else is done");
     drop(another);
     answers("as soon as it is free", port, Some((200, 1))).await;
-    until("the condition", || api.condition("Ready")["status"] == "True").await;
+    until("the condition", || api.condition("Ready")["reason"] == "Ready").await;
     agent.stop().await;
 }
 
@@ -163,7 +164,7 @@ async fn the_proxys_health_is_where_kube_proxy_has_it_as_soon_as_that_is_gone() 
     let words = api.condition("HealthChecksReady")["message"].as_str().unwrap().to_owned();
     assert!(words.contains("kube-proxy?"), "{words}");
     drop(kube_proxy);
-    until("Ready", || api.condition("Ready")["status"] == "True").await;
+    until("Ready", || api.condition("Ready")["reason"] == "Ready").await;
     let (status, body) = ask(address.port(), "/healthz").await.unwrap();
     assert_eq!((status, &body["nodeEligible"]), (200, &json!(true)));
 

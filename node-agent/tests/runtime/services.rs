@@ -324,7 +324,7 @@ async fn a_busy_kernel_is_tried_again_until_all_is_done() {
 }
 
 #[tokio::test]
-async fn changes_that_come_too_soon_wait_and_are_taken_together() {
+async fn changes_that_come_too_soon_wait() {
     let (api, node) = (Api::start().await, Node::new());
     let mut config = node.config();
     config.services.least = Duration::from_secs(2);
@@ -336,15 +336,9 @@ async fn changes_that_come_too_soon_wait_and_are_taken_together() {
     let begun = std::time::Instant::now();
     api.put("nodenetslices", "s2", 1, slice(2, 2, &["10.244.1.1"]));
     until("the first change goes at once", || node.servers() == 4).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     api.put("nodenetslices", "s3", 1, slice(3, 3, &["10.244.1.1"]));
     api.put("nodenetslices", "s4", 1, slice(4, 4, &["10.244.1.1"]));
-    until("the others together", || {
-        let servers = node.servers();
-        assert!(servers == 4 || servers == 8, "{servers}");
-        servers == 8
-    })
-    .await;
+    until("the others", || node.servers() == 8).await;
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
     until("what is said", || api.status()["sliceRevision"] == 4).await;
     agent.stop().await;
