@@ -21,8 +21,10 @@ pub(super) fn plain(site: &Site, cluster: &Cluster, count: usize) -> anyhow::Res
     let config: serde_json::Value = serde_json::from_str(&text)?;
     let token = config["users"][0]["user"]["token"].as_str().context("a token in the kubeconfig")?;
     let header = format!("Authorization: Bearer {token}");
-    let list = cluster.get(&["endpointslices", "--all-namespaces", "--chunk-size=500"])?;
-    let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    // kubectl's own lists have no version, and a watch without one begins with all there is, for each watcher.
+    let list = cluster.kubectl(&["get", "--raw", "/apis/discovery.k8s.io/v1/endpointslices?limit=1"])?;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let version = list["metadata"]["resourceVersion"].as_str().context("the version of the list")?.to_owned();
     let url = format!(
         "https://{}/apis/discovery.k8s.io/v1/endpointslices?watch=1&timeoutSeconds=3600&resourceVersion={version}",
         cluster.endpoint()
