@@ -1,5 +1,7 @@
 //! One write to the API server: what each [`Output`] is on the wire.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -137,6 +139,26 @@ pub struct Publisher {
     client: Client,
     instance: String,
     metrics: Metrics,
+    cut: Arc<Cut>,
+}
+
+/// Kinds whose objects the API server did not keep whole. Said once: it is so for every object of the kind.
+#[derive(Default)]
+struct Cut {
+    slices: AtomicBool,
+    states: AtomicBool,
+}
+
+impl Cut {
+    fn warn(&self, kind: Kind, name: &str, consequence: &str) {
+        let said = if kind == Kind::NodeNetSlice { &self.slices } else { &self.states };
+        if !said.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the API server did not keep all of {kind} {name}: its CustomResourceDefinition is older than this \
+                 operator, and {consequence}; apply the chart's crds/ (docs/install.md, Upgrade), then restart the operator"
+            );
+        }
+    }
 }
 
 impl std::fmt::Debug for Publisher {
@@ -156,6 +178,7 @@ impl Publisher {
             client: client.clone(),
             instance: instance.to_owned(),
             metrics: metrics.clone(),
+            cut: Arc::default(),
         }
     }
 
@@ -216,10 +239,10 @@ impl Publisher {
                     }
                 };
                 if slice.spec != *spec {
-                    tracing::warn!(
-                        "the API server did not keep all of NodeNetSlice {name}: its CustomResourceDefinition is older \
-                         than this operator, and Services do not get what the newer one adds (source ranges, traffic \
-                         policies); apply the chart's crds/ (docs/install.md, Upgrade)"
+                    self.cut.warn(
+                        Kind::NodeNetSlice,
+                        name,
+                        "Services do not get what the newer one adds (source ranges, traffic policies)",
                     );
                 }
                 Ok(Some(slice.into()))
@@ -251,6 +274,9 @@ impl Publisher {
                         self.states.patch(node, &params, &patch).await?
                     }
                 };
+                if state.spec != *spec {
+                    self.cut.warn(Kind::NodeNetState, node, "nodes do not get what the newer one adds");
+                }
                 Ok(Some(state.into()))
             }
             Output::DeleteState { node, expect } => {

@@ -6,6 +6,7 @@ mod simulation;
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::Taint;
 use nodenet_crds::{FrontendKind, ServiceBinding, conditions};
 use nodenet_planner::{Change, Kind, Object, ObjectRef, Output, Settings};
 use simulation::{Cluster, at, endpoints, node, read, s, service, virtual_ip, without};
@@ -262,4 +263,46 @@ fn a_virtual_ip_deleted_while_no_operator_ran_is_withdrawn_by_the_next_one() {
     assert_eq!(frontends(&c), 0);
     let states = c.objects.values().filter(|o| matches!(o, Object::NodeNetState(_)));
     assert_eq!(states.count(), 3);
+}
+
+#[test]
+fn what_an_older_definition_cuts_off_a_state_is_not_written_again_and_again() {
+    let mut c = published();
+    c.cut_off = |spec| spec.being_deleted = false;
+    let taint = |cluster: &mut Cluster, key: &str| {
+        cluster.set_node("n1", |node| {
+            let taint = Taint { key: key.to_owned(), ..Taint::default() };
+            node.spec.as_mut().unwrap().taints = Some(vec![taint]);
+        });
+    };
+    let states = |cluster: &mut Cluster| -> usize {
+        let writes = cluster.take_writes();
+        writes.iter().filter(|output| matches!(output, Output::PutState { .. })).count()
+    };
+    taint(&mut c, "ToBeDeletedByClusterAutoscaler");
+    c.run(s(5));
+    assert_eq!(states(&mut c), 1, "the same would be cut again");
+    // Another hand is put right, what the definition keeps is written, and a new process tries once.
+    let mut state = c.state("n1").unwrap().clone();
+    state.spec.zone = Some("elsewhere".to_owned());
+    c.put(state);
+    c.run(s(5));
+    assert_eq!((states(&mut c), c.state("n1").unwrap().spec.zone.clone()), (1, None));
+    c.set_node("n1", |node| {
+        let zone = ("topology.kubernetes.io/zone".to_owned(), "a".to_owned());
+        node.metadata.labels.get_or_insert_default().extend([zone]);
+    });
+    c.run(s(5));
+    assert_eq!((states(&mut c), c.state("n1").unwrap().spec.zone.as_deref()), (1, Some("a")));
+    c.restart_operator();
+    c.run(s(5));
+    assert_eq!(states(&mut c), 1);
+    // The definition is the newer one now.
+    c.cut_off = |_| {};
+    taint(&mut c, "none");
+    c.run(s(5));
+    assert_eq!(states(&mut c), 0, "what is published is what is wanted");
+    taint(&mut c, "ToBeDeletedByClusterAutoscaler");
+    c.run(s(5));
+    assert!(states(&mut c) == 1 && c.state("n1").unwrap().spec.being_deleted);
 }

@@ -199,7 +199,8 @@ impl Index {
         let spec = plan_node(node, virtual_ips, &self.facts.settings);
         // An owner that does not exist any more would take the state with it.
         let orphan = |owner: &Option<String>| owner.is_some() && node.uid.is_some() && *owner != node.uid;
-        if published.is_some_and(|s| s.exists && s.spec == spec && !orphan(&s.owner)) {
+        let published = self.facts.states.get_mut(name);
+        if published.is_some_and(|s| s.has(&spec) && !orphan(&s.owner)) {
             return None;
         }
         let node_uid = node.uid.clone();

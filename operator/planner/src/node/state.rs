@@ -26,6 +26,13 @@ pub(crate) enum InFlight {
     Delete,
 }
 
+/// A spec of which the API server keeps only a part: its definition of the kind is older.
+#[derive(Debug)]
+struct Cut {
+    put: NodeNetStateSpec,
+    kept: NodeNetStateSpec,
+}
+
 /// A NodeNetState as it is published, and what its node may still hold from before.
 #[derive(Debug, Default)]
 pub(crate) struct StateInfo {
@@ -40,6 +47,7 @@ pub(crate) struct StateInfo {
     pub(crate) spec: NodeNetStateSpec,
     pub(crate) status: Option<NodeNetStateStatus>,
     pub(crate) in_flight: Option<InFlight>,
+    cut: Option<Cut>,
     /// Addresses that an earlier spec let the node hold, and the first generation that does not: until the agent has
     /// confirmed that generation it may have them.
     ghosts: BTreeMap<IpAddr, i64>,
@@ -100,9 +108,12 @@ impl StateInfo {
         let generation = meta.generation.unwrap_or(1);
         let same_object = self.exists && self.uid == meta.uid;
         let own = self.in_flight.is_some();
-        match &self.in_flight {
-            Some(InFlight::Put(spec)) if answer || **spec == object.spec => self.in_flight = None,
-            _ => {}
+        match self.in_flight.take() {
+            Some(InFlight::Put(spec)) if *spec == object.spec => self.cut = None,
+            Some(InFlight::Put(spec)) if answer => {
+                self.cut = Some(Cut { put: *spec, kept: object.spec.clone() });
+            }
+            other => self.in_flight = other,
         }
         if same_object && generation < self.generation {
             return StateChange::default();
@@ -197,6 +208,14 @@ impl StateInfo {
         change
     }
 
+    /// Whether `spec`, which is what is wanted now, is published, or as much of it as the API server keeps: to write the
+    /// same again would never end. What was wanted before and is wanted again is tried again.
+    pub(crate) fn has(&mut self, spec: &NodeNetStateSpec) -> bool {
+        self.cut = self.cut.take().filter(|cut| cut.put == *spec);
+        let kept = self.cut.as_ref().map(|cut| &cut.kept);
+        self.exists && (self.spec == *spec || kept == Some(&self.spec))
+    }
+
     /// Whether the agent has reported on the spec as it is now.
     pub(crate) fn confirmed(&self) -> bool {
         self.exists && confirmed_generation(self.status.as_ref(), self.generation) == Some(self.generation)
@@ -217,6 +236,7 @@ impl StateInfo {
         self.status = None;
         self.generation = 0;
         self.in_flight = None;
+        self.cut = None;
     }
 
     fn reported_addresses(&self) -> impl Iterator<Item = IpAddr> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use nodenet_crds::{AssignedState, NodeNetSlice, NodeNetState, SLICE_FINALIZER, VirtualIP, VirtualIPState};
+use nodenet_crds::{
+    AssignedState, NodeNetSlice, NodeNetState, NodeNetStateSpec, SLICE_FINALIZER, VirtualIP, VirtualIPState,
+};
 use nodenet_planner::{Change, Event, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
 
 mod agent;
@@ -58,6 +60,8 @@ pub struct Cluster {
     pub fail: Box<dyn FnMut() -> bool>,
     /// Checked after every write.
     pub invariant: Option<Invariant>,
+    /// What the definition of the NodeNetStates, an older one, does not keep.
+    pub cut_off: fn(&mut NodeNetStateSpec),
 }
 
 impl Cluster {
@@ -78,6 +82,7 @@ impl Cluster {
             doubles: Vec::new(),
             fail: Box::new(|| false),
             invariant: None,
+            cut_off: |_| {},
         };
         cluster.restart_operator();
         cluster
@@ -353,6 +358,7 @@ impl Cluster {
                 }
                 let mut state = current.unwrap_or_else(|| NodeNetState::new(&node, spec.clone()));
                 state.spec = spec;
+                (self.cut_off)(&mut state.spec);
                 let stored = self.store(state.into());
                 self.writes.push(output);
                 self.send(Change::Wrote(stored.clone()));
