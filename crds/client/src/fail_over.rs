@@ -22,7 +22,7 @@ use crate::access::{Access, AccessError, one};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is asked of a server that left a request without an answer, and how long it has for that: it is given up only if it
-/// answers nothing at all, not because it is slow with one thing.
+/// answers nothing at all or says that it does not live, not because it is slow with one thing.
 const QUESTION: &str = "/livez";
 const ANSWER: Duration = Duration::from_secs(3);
 
@@ -153,8 +153,9 @@ impl Servers {
                 Err(_) => return,
             };
             server.asked.store(false, Ordering::Relaxed);
-            // Whatever it says, it speaks.
-            if !matches!(answered, Ok(Ok(_))) {
+            // One that refuses the question speaks. One that says it does not live would leave the next request, too.
+            let lives = |answer: &Response<_>| !answer.status().is_server_error();
+            if !matches!(&answered, Ok(Ok(answer)) if lives(answer)) {
                 servers.give_up(at, seen);
             }
         });

@@ -16,6 +16,8 @@ enum Manner {
     Slow,
     /// 503.
     Busy,
+    /// Says nothing to what has a body; says this of itself.
+    Says(u16),
 }
 
 async fn server(manner: Manner) -> String {
@@ -33,7 +35,8 @@ async fn server(manner: Manner) -> String {
                         "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                         body.len()
                     ),
-                    Manner::Slow if !body.is_empty() => String::new(),
+                    Manner::Slow | Manner::Says(_) if !body.is_empty() => String::new(),
+                    Manner::Says(status) => format!("HTTP/1.1 {status} Said\r\ncontent-length: 0\r\n\r\n"),
                     Manner::Begin | Manner::Slow => {
                         "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbegun".to_owned()
                     }
@@ -135,17 +138,31 @@ async fn a_busy_server_is_left_and_its_streams_go_on() {
     assert!(!stream.has_changed().unwrap());
 }
 
-#[tokio::test]
-async fn a_request_that_a_living_server_left_unanswered_severs_nothing() {
-    let slow = server(Manner::Slow).await;
-    let servers = access(&[&slow]).await;
+/// Whether the streams of a server end which left a request without an answer.
+async fn is_given_up(manner: Manner) -> bool {
+    let only = server(manner).await;
+    let servers = access(&[&only]).await;
     let client = servers.client();
     let stream = servers.servers.list[0].given_up.subscribe();
     let patient = PATIENCE + Duration::from_millis(100);
     assert!(tokio::time::timeout(patient, client.send(hello())).await.is_err());
-    let server = &servers.servers.list[0];
-    while server.asked.load(Ordering::Relaxed) {
+    while servers.servers.list[0].asked.load(Ordering::Relaxed) {
         tokio::task::yield_now().await;
     }
-    assert!(!stream.has_changed().unwrap());
+    stream.has_changed().unwrap()
+}
+
+#[tokio::test]
+async fn a_request_that_a_living_server_left_unanswered_severs_nothing() {
+    assert!(!is_given_up(Manner::Slow).await);
+    for refused in [401, 403, 404, 429] {
+        assert!(!is_given_up(Manner::Says(refused)).await, "{refused}: it lives, and is asked the wrong way");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_of_itself_that_it_does_not_live_is_given_up() {
+    for broken in [500, 503] {
+        assert!(is_given_up(Manner::Says(broken)).await, "{broken}");
+    }
 }
