@@ -53,7 +53,7 @@ pub(super) fn judge(report: &Report) -> Vec<Verdict> {
         judge(bars[0], ratio(|figures| &figures.complete_seconds), "times", &|ratio| ratio >= factor);
         judge(bars[1], ratio(|figures| &figures.first_sync_seconds), "times", &|ratio| ratio >= factor);
     }
-    if let Some(bare) = &report.bare_loop {
+    if let Some(bare) = report.bare_loop.as_ref().filter(|_| large) {
         let of = |seconds: f64| nodenet.first_sync_seconds.median().map(|ours| ours / seconds);
         let (single, together) = (of(bare.single_seconds), of(bare.together_seconds));
         let bar = "first sync within 2 times of a bare loop that sends the same messages one by one";
