@@ -29,7 +29,7 @@ struct Place {
 
 /// Lays `ports` out as the parts `old` are: what stays keeps its part, what is new goes where something left, else where
 /// something changes anyway, else where there is most room. `None` where that cannot be: more than endpoints changed,
-/// there is no room, or far too much.
+/// there is no room for what came or for what is said of those that stay, or far too much.
 pub(crate) fn keep(old: &[&[PortPlan]], ports: &[PortPlan], part_bytes: usize) -> Option<Vec<Vec<PortPlan>>> {
     let heads: Vec<PortPlan> = ports.iter().map(head).collect();
     let mut places: Vec<Vec<Place>> = ports.iter().map(|_| Vec::new()).collect();
@@ -68,7 +68,11 @@ pub(crate) fn keep(old: &[&[PortPlan]], ports: &[PortPlan], part_bytes: usize) -
         }
         new.push(rest);
     }
-    let mut bytes: Vec<usize> = parts.iter().map(|part| part.iter().map(port_bytes).sum()).collect();
+    let size = |part: &[PortPlan]| part.iter().map(port_bytes).sum::<usize>();
+    let mut bytes: Vec<usize> = parts.iter().map(|part| size(part)).collect();
+    if old.iter().zip(&bytes).any(|(before, now)| *now > part_bytes && *now > size(before)) {
+        return None;
+    }
     for (places, rest) in places.iter().zip(new) {
         for endpoint in rest.into_values() {
             let size = endpoint_bytes(endpoint);
@@ -105,36 +109,32 @@ fn groups<'a>(port: &'a PortPlan, endpoint: &'a Endpoint) -> impl Iterator<Item 
     [Some(of(None)), node.map(|node| of(Some(node)))].into_iter().flatten()
 }
 
-/// Whether readers may see each part change by itself. `held` has for each part all that a reader may have of it. In every
-/// mixture there is each endpoint that stays, and none that is in neither; here it is found whether one stays wherever
-/// there were some and will be some.
+/// The groups that have an endpoint in `ports`. One of weight 0 takes no new connection: it serves nobody.
+fn served(ports: &[PortPlan]) -> BTreeSet<Group<'_>> {
+    let endpoints = ports.iter().flat_map(|port| port.endpoints.iter().map(move |endpoint| (port, endpoint)));
+    let serving = endpoints.filter(|(_, endpoint)| endpoint.weight != Some(0));
+    serving.flat_map(|(port, endpoint)| groups(port, endpoint)).collect()
+}
+
+/// Whether readers may see each part change by itself. `held` has for each part all that a reader may have of it. A part
+/// changes as a whole, so it is safe where some one part serves a group in all its versions: whatever else a reader has,
+/// it has one of these. A group that had none before, or is to have none, needs nothing.
 pub(crate) fn is_safe(held: &[Vec<&[PortPlan]>], parts: &[Vec<PortPlan>]) -> bool {
     let differs =
         |(held, part): (&Vec<&[PortPlan]>, &Vec<PortPlan>)| held.iter().any(|h| *h != part.as_slice());
     if held.iter().zip(parts).filter(|pair| differs(*pair)).count() <= 1 {
         return true;
     }
-    let (mut before, mut after, mut stays) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut before, mut after, mut always) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (held, part) in held.iter().zip(parts) {
-        for port in held.iter().flat_map(|version| version.iter()) {
-            before.extend(port.endpoints.iter().flat_map(|endpoint| groups(port, endpoint)));
-        }
-        for (at, port) in part.iter().enumerate() {
-            let here =
-                |endpoint: &'_ Endpoint| (endpoint.address.clone(), endpoint.port, endpoint.node.clone());
-            let of = |version: &&[PortPlan]| -> BTreeSet<_> {
-                version.get(at).iter().flat_map(|port| &port.endpoints).map(here).collect()
-            };
-            let versions: Vec<BTreeSet<_>> = held.iter().map(of).collect();
-            for endpoint in &port.endpoints {
-                after.extend(groups(port, endpoint));
-                if versions.iter().all(|version| version.contains(&here(endpoint))) {
-                    stays.extend(groups(port, endpoint));
-                }
-            }
-        }
+        let versions: Vec<BTreeSet<Group<'_>>> = held.iter().map(|version| served(version)).collect();
+        let now = served(part);
+        let in_all = |group: &&Group<'_>| versions.iter().all(|version| version.contains(*group));
+        always.extend(now.iter().filter(in_all).copied());
+        before.extend(versions.iter().flatten().copied());
+        after.extend(now);
     }
-    before.intersection(&after).all(|group| stays.contains(group))
+    before.intersection(&after).all(|group| always.contains(group))
 }
 
 #[cfg(test)]
@@ -218,7 +218,16 @@ mod tests {
         assert!(safe(&parts, &kept(&parts, most).unwrap()), "most of them stay");
         let others: Vec<Endpoint> = (0..300).map(|i| endpoint(1000 + i, "n1")).collect();
         let now = kept(&parts, others).unwrap();
-        assert!(!safe(&parts, &now), "none stays");
+        assert!(safe(&parts, &now), "none stays, and each part has some at any time");
+        let moved = |from: usize, to: usize| {
+            let mut moved: Vec<Vec<PortPlan>> = parts.clone();
+            let gone = |part: &mut Vec<PortPlan>| part[0].endpoints.clear();
+            moved.iter_mut().enumerate().filter(|(at, _)| *at != to).for_each(|(_, part)| gone(part));
+            moved[to][0].endpoints = parts[from][0].endpoints.clone();
+            moved
+        };
+        assert!(!safe(&moved(0, 0), &moved(1, 1)), "one part has all, then another one");
+        assert!(safe(&moved(0, 0), &moved(1, 0)), "one part changes as a whole");
         // Everywhere there are some, but on one node another part loses the last one than gets the first.
         let local = |parts: &[Vec<PortPlan>]| -> Vec<Vec<PortPlan>> {
             let mut parts = parts.to_vec();
@@ -232,5 +241,55 @@ mod tests {
         after[1][0].endpoints[0].node = Some("alone".into());
         assert!(safe(&before, &after));
         assert!(!safe(&local(&before), &local(&after)));
+        // In one part one follows another on that node.
+        let mut follows = before.clone();
+        follows[0][0].endpoints[0].address = "10.1.9.9".into();
+        follows[1][0].endpoints[0].terminating = true;
+        let (before, after, follows) = (local(&before), local(&after), local(&follows));
+        assert!(safe(&before, &follows));
+        let held: Vec<Vec<&[PortPlan]>> =
+            before.iter().zip(&after).map(|(a, b)| vec![a.as_slice(), b.as_slice()]).collect();
+        assert!(!is_safe(&held, &follows), "a reader may have what was put and never seen");
+    }
+
+    #[test]
+    fn an_endpoint_of_weight_zero_takes_nobodys_place() {
+        let (_, parts) = laid_out(300);
+        let weighed = |serves: &dyn Fn(usize) -> bool| {
+            let mut parts = parts.clone();
+            for (at, part) in parts.iter_mut().enumerate() {
+                for endpoint in part.iter_mut().flat_map(|port| &mut port.endpoints) {
+                    endpoint.weight = Some(i32::from(serves(at)));
+                }
+            }
+            parts
+        };
+        let (blue, green) = (weighed(&|at| at == 0), weighed(&|at| at == 1));
+        assert!(!safe(&blue, &green), "between the two writes all would have weight 0");
+        assert!(safe(&blue, &weighed(&|_| true)));
+        assert!(safe(&blue, &weighed(&|_| false)), "that none serves is what is wanted");
+        assert!(
+            safe(&weighed(&|at| at < 2), &weighed(&|at| at == 1 || at == 2)),
+            "one part serves all the time"
+        );
+    }
+
+    #[test]
+    fn a_part_that_what_stays_in_it_outgrows_is_given_up() {
+        let (all, parts) = laid_out(300);
+        let zones = |few: usize| -> Vec<Endpoint> {
+            let zone = |(i, endpoint): (usize, &Endpoint)| Endpoint {
+                for_zones: if i < few { vec!["europe-west3-a".to_owned(); 8] } else { Vec::new() },
+                ..endpoint.clone()
+            };
+            all.iter().enumerate().map(zone).collect()
+        };
+        assert!(kept(&parts, zones(2)).is_some(), "there was room");
+        assert_eq!(kept(&parts, zones(20)), None);
+        // One that was too large already, and becomes no larger, is no reason.
+        let old: Vec<&[PortPlan]> = parts.iter().map(Vec::as_slice).collect();
+        let mut fewer = all;
+        fewer.remove(0);
+        assert!(keep(&old, &[port(fewer)], 2000).is_some());
     }
 }
