@@ -95,6 +95,8 @@ pub mod reason {
     pub const KUBE_PROXY_ACTIVE: &str = "KubeProxyActive";
     /// Services are not served by nodenet, because its settings say so.
     pub const SERVICE_PROXY_OFF: &str = "ServiceProxyOff";
+    /// kube-proxy served here before the node was started again and has not started yet.
+    pub const KUBE_PROXY_AWAITED: &str = "KubeProxyAwaited";
     /// kube-proxy is stopped, and what it made is still there.
     pub const KUBE_PROXY_LEFTOVERS: &str = "KubeProxyLeftovers";
     /// What kube-proxy left was taken over, and the rest of it removed.

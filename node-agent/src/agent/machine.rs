@@ -13,9 +13,7 @@ use crate::filter::InsideMarks;
 use crate::kernel::{Class, Kernel, KernelError, RunningSign};
 use crate::report::metrics::{Lane, LaneLabel, Metrics};
 use crate::source::store::StoreError;
-use crate::state::{
-    KubeProxy, NodeState, Operation, Scope, Transaction, VirtualServer, VirtualServerKey, Which,
-};
+use crate::state::{KubeProxy, NodeState, Operation, Scope, Transaction, VirtualServerKey, Which};
 
 /// Looks and commits in one synchronisation. Some changes need several: what was refused because the kernel was not as
 /// thought, and what can only go when something else is seen to be there.
@@ -121,12 +119,12 @@ impl Machine {
         self.others = others;
     }
 
-    /// What there is of kube-proxy.
+    /// What there is of kube-proxy, its rules only where they are asked for.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
-        self.kernel.kube_proxy()
+    pub fn kube_proxy(&mut self, rules: bool) -> Result<KubeProxy, KernelError> {
+        self.kernel.kube_proxy(rules)
     }
 
     /// Whether a kube-proxy that runs shows itself.
@@ -142,11 +140,11 @@ impl Machine {
     /// # Errors
     /// When they cannot be read.
     pub fn servers_of(&mut self, kube_proxy: &KubeProxy) -> Result<BTreeSet<VirtualServerKey>, KernelError> {
-        let observed = self.kernel.observe(&Scope { virtual_servers: Which::All, ..Scope::default() })?;
-        let its = |(key, server): &(&VirtualServerKey, &VirtualServer)| {
-            kube_proxy.serves(key, server) && !self.others.excludes(key)
-        };
-        Ok(observed.virtual_servers.iter().filter(its).map(|(key, _)| *key).collect())
+        let scope = Scope { addresses: true, virtual_servers: Which::All, ..Scope::default() };
+        let observed = self.kernel.observe(&scope)?;
+        let mut its = kube_proxy.surely_serves(&observed);
+        its.retain(|key| !self.others.excludes(key));
+        Ok(its)
     }
 
     /// Takes virtual servers of another hand into the journal: from now on they are ours, to complete and to remove.

@@ -373,7 +373,7 @@ impl ServiceLane {
         // Otherwise the latest changes are still to come.
         let latest = self.pending.is_empty();
         let arrived = if latest { std::mem::take(&mut self.arrived) } else { Vec::new() };
-        let scope = self.neighbour.allowed(scope);
+        let scope = self.neighbour.allowed(scope, self.resolver.desired(), self.machine.journal());
         if scope.is_empty() {
             self.generation_done = self.generation;
             self.retry_at = None;

@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool, CliError
     let mut machine =
         machine(arguments.kernel.open()?, JournalFile::open_both(&run_dir)?, InsideMarks::default());
     // Where it runs again, it has adopted what we had.
-    let kube_proxy = machine.kube_proxy()?;
+    let kube_proxy = machine.kube_proxy(true)?;
     let back = kube_proxy.in_force();
     machine.beside(Others { kube_proxy: back.then_some(kube_proxy), ..Others::default() });
     let nothing = NodeState::default();

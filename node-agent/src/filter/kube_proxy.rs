@@ -13,6 +13,8 @@ pub struct Found {
     pub chains: BTreeSet<String>,
     /// A built-in chain leads to one of them.
     pub jumps: bool,
+    /// A built-in chain leads to what only its iptables mode has. That is not removed here.
+    pub iptables_mode: bool,
 }
 
 /// Chain of a kubelet before 1.27, which made three: it alone has a rule in this one. kube-proxy makes it too, empty, for
@@ -61,6 +63,7 @@ pub fn find(saved: &str) -> Found {
         let plan = table.plan();
         found.chains.extend(plan.gone.iter().map(|chain| format!("{} {chain}", table.name)));
         found.jumps |= !plan.jumps.is_empty();
+        found.iptables_mode |= table.has_iptables_mode();
     }
     found
 }
@@ -133,6 +136,29 @@ fn tables(saved: &str) -> Vec<Table<'_>> {
 impl<'a> Table<'a> {
     fn rules(&self, chain: &str) -> &[&'a str] {
         self.chains.get(chain).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether packets are led to chains that only kube-proxy's iptables mode has. Both modes have a chain `KUBE-SERVICES`
+    /// in `nat`; there the other one leads to a chain of each Service.
+    fn has_iptables_mode(&self) -> bool {
+        let led_to = |chain: &str| {
+            let mut rules = self.built_in.iter().flat_map(|from| self.rules(from));
+            rules.any(|rule| target(rule) == Some(chain))
+        };
+        match self.name {
+            "filter" => ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS"].into_iter().any(led_to),
+            "nat" => {
+                let of_service = |to: &str| {
+                    to == "KUBE-NODEPORTS"
+                        || ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-XLB-", "KUBE-FW-"]
+                            .into_iter()
+                            .any(|prefix| to.starts_with(prefix))
+                };
+                let mut rules = self.rules("KUBE-SERVICES").iter();
+                led_to("KUBE-SERVICES") && rules.any(|rule| target(rule).is_some_and(of_service))
+            }
+            _ => false,
+        }
     }
 
     fn plan(&self) -> Plan<'a> {
@@ -304,6 +330,19 @@ COMMIT
         let rule = "-A PREROUTING -p tcp --dport 99 -j KUBE-SERVICES\nCOMMIT\n";
         let text = removal(&format!("{}{rule}", &SAVED[..at]));
         assert!(!text.contains("-X KUBE-SERVICES") && !text.contains("--dport"), "{text}");
+    }
+
+    #[test]
+    fn its_iptables_mode_is_known_by_where_packets_are_led() {
+        assert!(!find(SAVED).iptables_mode, "this is the ipvs mode's");
+        let rejects = "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-EXTERNAL-SERVICES - [0:0]\n-A INPUT -m conntrack --ctstate NEW -m \
+                       comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES\n";
+        assert!(find(rejects).iptables_mode);
+        let of_service = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]\n\
+                          -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y\n";
+        assert!(!find(of_service).iptables_mode, "no packet is led there");
+        let jump = "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n";
+        assert!(find(&format!("{of_service}{jump}")).iptables_mode);
     }
 
     #[test]

@@ -137,8 +137,10 @@ pub trait Kernel: Send {
     /// it is not tried (the real servers of a virtual server that could not be made).
     fn commit(&mut self, transaction: &Transaction) -> Committed;
 
-    /// Reads what there is of kube-proxy; nothing where it never is.
-    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
+    /// Reads what there is of kube-proxy; nothing where it never is. Chains and whether packets are led to them only with
+    /// `rules`: reading those runs programs.
+    fn kube_proxy(&mut self, rules: bool) -> Result<KubeProxy, KernelError> {
+        let _ = rules;
         Ok(KubeProxy::default())
     }
 

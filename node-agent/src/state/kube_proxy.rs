@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{Family, Forwarding, Protocol, VirtualServer, VirtualServerKey};
+use super::{Family, Forwarding, NodeState, Protocol, VirtualServer, VirtualServerKey};
 
 /// The interface that carries every service address of kube-proxy.
 pub const INTERFACE: &str = "kube-ipvs0";
@@ -70,6 +70,8 @@ pub struct KubeProxy {
     pub chains: BTreeMap<Family, BTreeSet<String>>,
     /// Packets are led to its chains.
     pub jumps: bool,
+    /// Packets are led to chains that only its iptables mode has.
+    pub iptables_mode: bool,
 }
 
 impl KubeProxy {
@@ -80,7 +82,13 @@ impl KubeProxy {
 
     /// Whether packets are treated by what there is: otherwise it is in nobody's way.
     pub fn in_force(&self) -> bool {
-        !self.addresses.is_empty() || self.jumps
+        !self.addresses.is_empty() || self.jumps || self.iptables_mode
+    }
+
+    /// The same with what another look found of rules.
+    pub fn with_rules_of(self, other: &Self) -> Self {
+        let (chains, jumps) = (other.chains.clone(), other.jumps);
+        Self { chains, jumps, iptables_mode: other.iptables_mode, ..self }
     }
 
     /// Whether a virtual server is kube-proxy's: at an address that it has bound, or at one of its node ports, which it
@@ -89,6 +97,27 @@ impl KubeProxy {
         let VirtualServerKey::Address(protocol, address, port) = key else { return false };
         let masquerades = || server.real_servers.values().all(|r| r.forwarding == Forwarding::Masquerade);
         self.addresses.contains(address) || (self.node_ports.contains(&(*protocol, *port)) && masquerades())
+    }
+
+    /// The virtual servers that nobody but kube-proxy can have made: of those that [`Self::serves`] names, the ones at an
+    /// address that it has bound, and at a node port only those at an address of the node with a scheduler that it uses
+    /// for the others. `observed`: all virtual servers and addresses of the node.
+    pub fn surely_serves(&self, observed: &NodeState) -> BTreeSet<VirtualServerKey> {
+        let at_bound = |key: &VirtualServerKey| matches!(key, VirtualServerKey::Address(_, address, _) if self.addresses.contains(address));
+        let (bound, others): (Vec<_>, Vec<_>) = observed
+            .virtual_servers
+            .iter()
+            .filter(|(key, server)| self.serves(key, server))
+            .partition(|(key, _)| at_bound(key));
+        let schedulers: BTreeSet<&str> = bound.iter().map(|(_, server)| server.scheduler.as_str()).collect();
+        let of_node = |key: &VirtualServerKey| {
+            let VirtualServerKey::Address(_, address, _) = key else { return false };
+            address.is_loopback() || observed.addresses.keys().any(|of| of.address == *address)
+        };
+        let node_ports = others
+            .into_iter()
+            .filter(|(key, server)| of_node(key) && schedulers.contains(server.scheduler.as_str()));
+        bound.iter().copied().chain(node_ports).map(|(key, _)| *key).collect()
     }
 
     /// Whether it has something that was not there `before`: somebody makes it.
@@ -103,6 +132,7 @@ impl KubeProxy {
             || !self.node_ports.is_subset(&before.node_ports)
             || !chains(self).is_subset(&chains(before))
             || (self.jumps && !before.jumps)
+            || (self.iptables_mode && !before.iptables_mode)
     }
 }
 
@@ -124,6 +154,9 @@ impl std::fmt::Display for KubeProxy {
             self.chains.values().flatten().filter_map(|chain| chain.split(' ').nth(1)).collect();
         named("sets", self.sets.iter().map(String::as_str).collect());
         named("chains", chains.into_iter().collect());
+        if self.iptables_mode {
+            parts.push("rules of its iptables mode".to_owned());
+        }
         f.write_str(&parts.join(", "))
     }
 }

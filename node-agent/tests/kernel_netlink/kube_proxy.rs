@@ -56,7 +56,7 @@ fn what_it_left_is_seen_and_goes_and_local_routes_answer_on() {
             attempt(&restore, "--noflush", &RULES.replace("SET", set)).unwrap();
         }
 
-        let seen = kernel.kube_proxy().unwrap();
+        let seen = kernel.kube_proxy(true).unwrap();
         assert_eq!(seen.addresses, [ip("10.96.0.1"), ip("203.0.113.9"), ip("fd00:96::1")].into());
         assert_eq!(seen.sets.len(), 4, "{:?}", seen.sets);
         assert_eq!(seen.node_ports, [(Protocol::TCP, 30080), (Protocol::SCTP, 30081)].into());
@@ -75,7 +75,7 @@ fn what_it_left_is_seen_and_goes_and_local_routes_answer_on() {
         removal.extend([Family::V4, Family::V6].map(Operation::RemoveKubeProxyRules));
         commit_all(&mut kernel, removal);
 
-        assert!(kernel.kube_proxy().unwrap().is_empty());
+        assert!(kernel.kube_proxy(true).unwrap().is_empty());
         for (family, address) in [("-4", "10.96.0.1"), ("-4", "203.0.113.9"), ("-6", "fd00:96::1")] {
             let answer = run("ip", &format!("{family} route get {address}"));
             assert!(answer.starts_with(&format!("local {address}")), "{answer}");

@@ -77,6 +77,7 @@ async fn start(node: &Node, api: &Api, takeover: bool) -> Agent {
     let mut config = node.config();
     config.services.verify = Duration::from_millis(200);
     config.kube_proxy.takeover = takeover;
+    config.kube_proxy.rules = Duration::from_millis(200);
     config.kube_proxy.excluded = vec!["10.96.0.50/31".parse().unwrap()];
     let kernel = || Box::new(node.kernel.clone());
     node.start_with(api, config, kernel(), kernel()).await
@@ -161,7 +162,29 @@ async fn what_a_stopped_kube_proxy_left_is_taken_over_without_breaking_a_connect
     until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
     let message = api.condition("VirtualServersReady")["message"].to_string();
     assert!(message.contains("by another hand"), "{message}");
+    // Nor later: while it runs unseen, nothing comes that was not there.
+    let looks = agent.metrics.kube_proxy_looks.get();
+    until("more looks", || agent.metrics.kube_proxy_looks.get() > looks + 20).await;
+    assert_eq!(reason_of_servers(&api), "KubeProxyActive");
     assert!(node.kernel.state().links.contains_key("kube-ipvs0"));
+    agent.stop().await;
+    let agent = start(&node, &api, true).await;
+    until("its interface gone", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_masquerading_virtual_server_at_a_node_port_is_kube_proxys_only_with_its_address_and_scheduler() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    // keepalived's: at an address that this node has not, and with a scheduler that kube-proxy does not use.
+    let (elsewhere, other) = ("192.168.0.201:30001", "127.0.0.1:30001");
+    node.kernel.put_virtual_server(key(elsewhere), server("rr", &["10.244.1.9:80"], Forwarding::Masquerade));
+    node.kernel.put_virtual_server(key(other), server("wlc", &["10.244.1.9:80"], Forwarding::Masquerade));
+    let agent = start(&node, &api, true).await;
+    until("its interface gone", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
+    let after = node.kernel.state().virtual_servers;
+    assert!(after.contains_key(&key(elsewhere)) && after.contains_key(&key(other)), "{after:?}");
+    assert!(!after.contains_key(&key(STALE)) && after[&key(NODE_PORT)].real_servers.len() == 3);
     agent.stop().await;
 }
 
@@ -257,6 +280,106 @@ async fn a_kube_proxy_that_comes_later_is_given_the_virtual_servers() {
     node.kernel.set_kube_proxy_runs(None);
     until("served again", || api.status()["summary"]["virtualServers"] == "4/4").await;
     assert_eq!(node.servers(), 4);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn beside_a_kube_proxy_that_came_later_firewall_marks_follow_and_nothing_else() {
+    let (api, node) = (Api::start().await, Node::new());
+    api.put("nodenetstates", NODE, 1, spec("Backup"));
+    let local = |revision, endpoints: &[&str]| {
+        let mut slice = slice(1, revision, endpoints);
+        let port = &mut slice["services"][0]["ports"][0];
+        port["externalTrafficPolicy"] = "Local".into();
+        port["insideNumber"] = 5.into();
+        slice
+    };
+    api.put("nodenetslices", "s1", 1, local(1, &["10.244.1.1"]));
+    let agent = start(&node, &api, false).await;
+    let backends = |of_mark: bool| -> Vec<usize> {
+        let servers = node.kernel.state().virtual_servers.into_iter();
+        servers
+            .filter(|(key, _)| matches!(key, VirtualServerKey::FirewallMark(..)) == of_mark)
+            .map(|(_, server)| server.real_servers.len())
+            .collect()
+    };
+    until("served", || !backends(true).is_empty() && backends(false).len() == 2).await;
+    let at_addresses = backends(false);
+    node.kernel.set_kube_proxy_runs(running());
+    until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
+    // By a change of one Service, and by a look at everything.
+    api.put("nodenetslices", "s1", 2, local(2, &["10.244.1.1", "10.244.1.2"]));
+    until("it follows", || backends(true).iter().all(|count| *count == 2)).await;
+    for key in node.kernel.state().virtual_servers.into_keys() {
+        if matches!(key, VirtualServerKey::FirewallMark(..)) {
+            node.kernel.remove_virtual_server(&key);
+        }
+    }
+    until("it is put back", || backends(true).contains(&2)).await;
+    assert_eq!(backends(false), at_addresses, "kube-proxy's own by now");
+    api.put("nodenetslices", "s1", 3, slice(1, 3, &["10.244.1.1"]));
+    until("nobody marks for it", || backends(true).is_empty()).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_starts_again_waits_for_its_kube_proxy() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    node.kernel.set_kube_proxy_runs(running());
+    let agent = start(&node, &api, false).await;
+    until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
+    agent.stop().await;
+    // The agent is there before kube-proxy.
+    node.kernel.restart();
+    std::fs::remove_dir_all(node.path().join("run")).unwrap();
+    let agent = start(&node, &api, false).await;
+    until("words about it", || reason_of_servers(&api) == "KubeProxyAwaited").await;
+    let words = api.condition("VirtualServersReady")["message"].to_string();
+    assert!(words.contains("takeover: true"), "{words}");
+    assert_eq!((node.servers(), ours(&node)), (0, vec![]));
+    node.kernel.set_kube_proxy_runs(running());
+    until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
+    assert_eq!((node.servers(), ours(&node)), (0, vec![]));
+    // It goes, and nothing of it is there: it may be one of another mode that is started again.
+    node.kernel.set_kube_proxy_runs(None);
+    until("words about it", || reason_of_servers(&api) == "KubeProxyAwaited").await;
+    agent.stop().await;
+
+    let agent = start(&node, &api, true).await;
+    until("served", || api.status()["summary"]["virtualServers"] == "2/2").await;
+    agent.stop().await;
+    // From now on the node is nodenet's, after it was started again too.
+    node.kernel.restart();
+    let agent = start(&node, &api, false).await;
+    until("served again", || node.servers() == 2).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_its_iptables_mode_left_is_not_taken_over() {
+    let (api, node) = (api().await, Node::new());
+    node.kernel.set_kube_proxy_iptables(true);
+    let agent = start(&node, &api, true).await;
+    until("words about it", || reason_of_servers(&api) == "KubeProxyLeftovers").await;
+    let words = api.condition("VirtualServersReady")["message"].to_string();
+    assert!(words.contains("iptables mode") && words.contains("--cleanup"), "{words}");
+    assert_eq!((node.servers(), ours(&node)), (0, vec![]));
+    node.kernel.set_kube_proxy_iptables(false);
+    until("served", || api.status()["summary"]["virtualServers"] == "2/2").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn rules_are_not_read_at_each_look() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    let mut config = node.config();
+    config.kube_proxy.look = Duration::from_millis(5);
+    config.kube_proxy.rules = Duration::from_secs(3600);
+    let kernel = || Box::new(node.kernel.clone());
+    let agent = node.start_with(&api, config, kernel(), kernel()).await;
+    until("many looks", || agent.metrics.kube_proxy_looks.get() > 20).await;
+    let read = node.kernel.counters().kube_proxy_rules_read;
+    assert!(read <= 2, "{read} readings");
     agent.stop().await;
 }
 

@@ -320,7 +320,7 @@ fn programmed(name: &str, vip: &Vip, addresses: &[(String, IpNet)], facts: &Fact
         );
     }
     if let Some(c) = conditions::get(&status.conditions, node_conditions::VIRTUAL_SERVERS_READY) {
-        let others = [reason::KUBE_PROXY_ACTIVE, reason::KUBE_PROXY_LEFTOVERS];
+        let others = [reason::KUBE_PROXY_ACTIVE, reason::KUBE_PROXY_AWAITED, reason::KUBE_PROXY_LEFTOVERS];
         if c.status == "False" && others.contains(&c.reason.as_str()) {
             let words = format!("{} of NodeNetState {node} is False: {}", c.type_, c.message);
             return word(Status::False, reason::NOT_PROGRAMMED, words);

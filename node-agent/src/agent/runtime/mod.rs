@@ -187,7 +187,7 @@ pub async fn run(
     let service_lane = ServiceLane::new(
         service_machine,
         Resolver::new(config.resolver.clone()),
-        Neighbour::new(config.kube_proxy.clone()),
+        Neighbour::new(config.kube_proxy.clone(), &config.state_dir),
         service_inbox,
         service_facts,
         health_checks,

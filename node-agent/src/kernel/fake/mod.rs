@@ -37,6 +37,8 @@ pub struct Counters {
     pub broken_connections: u64,
     /// Times that tracked connections were forgotten.
     pub forgotten: usize,
+    /// Times that the packet filter was read for kube-proxy's rules.
+    pub kube_proxy_rules_read: usize,
 }
 
 /// How an operation fails.
@@ -63,6 +65,7 @@ struct Inner {
     /// Families in which kube-proxy has its chains.
     kube_proxy_rules: BTreeSet<Family>,
     kube_proxy_runs: Option<RunningSign>,
+    kube_proxy_iptables: bool,
     virtual_servers: BTreeMap<VirtualServerKey, VirtualServer>,
     /// No `IFA_PROTO` (before 5.18).
     no_address_protocol: bool,
@@ -221,6 +224,30 @@ impl FakeKernel {
         }
         self.add_address(kube_proxy::INTERFACE, address);
         self.lock().kube_proxy_rules.extend([Family::V4, Family::V6]);
+    }
+
+    /// Rules of kube-proxy's iptables mode treat packets, or no longer.
+    pub fn set_kube_proxy_iptables(&self, there: bool) {
+        self.lock().kube_proxy_iptables = there;
+    }
+
+    /// The node is started again: of Services and of kube-proxy the kernel knows nothing any more.
+    pub fn restart(&self) {
+        let links = self.state().links;
+        let mut inner = self.lock();
+        inner.sets.clear();
+        inner.rules.clear();
+        inner.routes.clear();
+        inner.virtual_servers.clear();
+        inner.kube_proxy_rules.clear();
+        inner.kube_proxy_iptables = false;
+        inner.kube_proxy_runs = None;
+        drop(inner);
+        for link in [kube_proxy::INTERFACE, crate::state::SERVICE_INTERFACE] {
+            if links.contains_key(link) {
+                self.remove_link(link);
+            }
+        }
     }
 
     /// kube-proxy starts (with a sign of it), or stops: what it made stays.
@@ -421,8 +448,9 @@ impl Kernel for FakeKernel {
         committed
     }
 
-    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
-        let inner = self.lock();
+    fn kube_proxy(&mut self, rules: bool) -> Result<KubeProxy, KernelError> {
+        let mut inner = self.lock();
+        inner.counters.kube_proxy_rules_read += usize::from(rules);
         let addresses = inner.addresses.observe(inner.clock, inner.no_address_protocol);
         let sets: BTreeMap<&String, &IpSet> =
             inner.sets.iter().filter(|(name, _)| kube_proxy::is_set(name)).collect();
@@ -443,9 +471,11 @@ impl Kernel for FakeKernel {
             chains: inner
                 .kube_proxy_rules
                 .iter()
+                .filter(|_| rules)
                 .map(|f| (*f, ["nat KUBE-SERVICES".into()].into()))
                 .collect(),
-            jumps: !inner.kube_proxy_rules.is_empty(),
+            jumps: rules && !inner.kube_proxy_rules.is_empty(),
+            iptables_mode: rules && inner.kube_proxy_iptables,
         })
     }
 

@@ -32,9 +32,8 @@ const ANSWER: u64 = 4096;
 /// `TCP_LISTEN` as `/proc/net/tcp` has it.
 const LISTEN: &str = "0A";
 
-/// What there is of it. Rules are read only where something else of it is there: each reading runs four programs, and
-/// its ipvs mode never has rules without sets.
-pub(super) fn read(kernel: &mut NetlinkKernel) -> Result<KubeProxy, KernelError> {
+/// What there is of it, its rules where they are asked for: reading those runs four programs.
+pub(super) fn read(kernel: &mut NetlinkKernel, rules: bool) -> Result<KubeProxy, KernelError> {
     let mut found = KubeProxy::default();
     let interface = link::find(&mut kernel.route, INTERFACE)
         .map_err(|error| error.about("read", format!("interface {INTERFACE}")))?;
@@ -47,24 +46,32 @@ pub(super) fn read(kernel: &mut NetlinkKernel) -> Result<KubeProxy, KernelError>
         let by_hand = |address: &IpAddr| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         found.addresses = addresses.into_keys().map(|key| key.address).filter(by_hand).collect();
     }
-    // A kernel without netfilter's netlink has no set.
-    let Ok(netfilter) = kernel.netfilter() else { return Ok(found) };
-    found.sets = ipset::names_of(netfilter, is_set)?;
-    for name in &found.sets {
-        let Some(protocol) = node_ports_of(name) else { continue };
-        let entries = ipset::read_one(netfilter, name)?.map(|set| set.entries).unwrap_or_default();
-        found.node_ports.extend(entries.iter().filter_map(|entry| match entry {
-            SetEntry::Port(port) | SetEntry::IpPort(_, _, port) => Some((protocol, *port)),
-            _ => None,
-        }));
-    }
-    if found.interface || !found.sets.is_empty() {
-        for family in [Family::V4, Family::V6] {
-            let rules = kernel.rules.kube_proxys(family);
-            found.jumps |= rules.jumps;
-            if !rules.chains.is_empty() {
-                found.chains.insert(family, rules.chains);
+    match kernel.netfilter() {
+        Ok(netfilter) => {
+            found.sets = ipset::names_of(netfilter, is_set)?;
+            for name in &found.sets {
+                let Some(protocol) = node_ports_of(name) else { continue };
+                let entries = ipset::read_one(netfilter, name)?.map(|set| set.entries).unwrap_or_default();
+                found.node_ports.extend(entries.iter().filter_map(|entry| match entry {
+                    SetEntry::Port(port) | SetEntry::IpPort(_, _, port) => Some((protocol, *port)),
+                    _ => None,
+                }));
             }
+        }
+        // A kernel without netfilter's netlink has no set.
+        Err(KernelError::Io { source, .. })
+            if matches!(
+                source.raw_os_error(),
+                Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::ESOCKTNOSUPPORT)
+            ) => {}
+        Err(error) => return Err(error),
+    }
+    for family in [Family::V4, Family::V6].into_iter().filter(|_| rules) {
+        let rules = kernel.rules.kube_proxys(family);
+        found.jumps |= rules.jumps;
+        found.iptables_mode |= rules.iptables_mode;
+        if !rules.chains.is_empty() {
+            found.chains.insert(family, rules.chains);
         }
     }
     Ok(found)
@@ -72,15 +79,18 @@ pub(super) fn read(kernel: &mut NetlinkKernel) -> Result<KubeProxy, KernelError>
 
 /// Whether it shows itself in the network namespace of this thread.
 pub(super) fn running() -> Option<RunningSign> {
-    let own = own_sockets();
+    let mut own = own_sockets();
     let mut listeners = Vec::new();
     for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
         match listening(file) {
-            Ok(found) => listeners.extend(found.into_iter().filter(|(_, inode)| !own.contains(inode))),
+            Ok(found) => listeners.extend(found),
             // A kernel without IPv6 has no such file.
             Err(error) => tracing::debug!("read {file}: {error}"),
         }
     }
+    // Another thread may have opened one since.
+    own.extend(own_sockets());
+    listeners.retain(|(_, inode)| !own.contains(inode));
     listeners.sort();
     listeners.into_iter().find_map(|(at, _)| sign(at))
 }
@@ -122,13 +132,22 @@ fn ask(at: SocketAddr, path: &str) -> io::Result<String> {
 
 /// Who listens on the two ports, and by which socket. In these files listening sockets stand before all others.
 fn listening(file: &str) -> io::Result<Vec<(SocketAddr, u64)>> {
+    of_root(BufReader::new(fs::File::open(file)?).lines())
+}
+
+/// Only sockets of root: kube-proxy cannot be anybody else, and whoever else opens such a port must not be able to take
+/// the node's Services away.
+fn of_root(lines: impl Iterator<Item = io::Result<String>>) -> io::Result<Vec<(SocketAddr, u64)>> {
     let mut found = Vec::new();
-    for line in BufReader::new(fs::File::open(file)?).lines().skip(1) {
+    for line in lines.skip(1) {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, _, state, _, _, _, _, _, inode, ..] = words.as_slice() else { continue };
+        let [_, local, _, state, _, _, _, uid, _, inode, ..] = words.as_slice() else { continue };
         if *state != LISTEN {
             break;
+        }
+        if *uid != "0" {
+            continue;
         }
         if let Some(at) = address_of(local).filter(|at| matches!(at.port(), HEALTH | METRICS))
             && let Ok(inode) = inode.parse()
@@ -207,6 +226,27 @@ mod tests {
         let any = "0".repeat(32);
         assert_eq!(address_of(&format!("{any}:2809")), Some("[::1]:10249".parse().unwrap()));
         assert_eq!(address_of("nonsense"), None);
+    }
+
+    #[test]
+    fn only_root_can_be_kube_proxy() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        let four = u32::from_ne_bytes([127, 0, 0, 1]);
+        let line = |port: &str, state: &str, uid: u32, inode: u64| {
+            let rest = "00000000:0000";
+            format!(
+                "   0: {four:08X}:{port} {rest} {state} {rest} 00:00000000 00000000 {uid:5} 0 {inode} 1 0 100 0"
+            )
+        };
+        let lines = [
+            head.to_owned(),
+            line("2809", LISTEN, 1000, 7),
+            line("2810", LISTEN, 0, 8),
+            line("0016", LISTEN, 0, 9),
+            line("2809", "01", 0, 10),
+        ];
+        let found = of_root(lines.into_iter().map(Ok)).unwrap();
+        assert_eq!(found, [("127.0.0.1:10256".parse().unwrap(), 8)]);
     }
 
     #[test]

@@ -262,8 +262,8 @@ impl Kernel for NetlinkKernel {
         commit::commit(self, transaction)
     }
 
-    fn kube_proxy(&mut self) -> Result<KubeProxy, KernelError> {
-        kube_proxy::read(self)
+    fn kube_proxy(&mut self, rules: bool) -> Result<KubeProxy, KernelError> {
+        kube_proxy::read(self, rules)
     }
 
     fn kube_proxy_runs(&mut self) -> Result<Option<RunningSign>, KernelError> {

@@ -146,6 +146,7 @@ impl Rules {
             let found = filter::kube_proxy::find(&text);
             all.chains.extend(found.chains);
             all.jumps |= found.jumps;
+            all.iptables_mode |= found.iptables_mode;
         }
         all
     }
