@@ -3,20 +3,25 @@
 //! What stands in no file has its default; a flag of the same name comes before the file. What the pod itself depends on
 //! (the node's name, API servers, folders, the address of health and metrics) is given by flags only.
 
+mod host;
+mod words;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::de::Visitor;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use self::host::Host;
 use super::options::{KernelKind, KernelOptions};
 use crate::agent::kube_proxy;
 use crate::filter::{InsideError, InsideMarks};
-use crate::resolve::{Options as ResolverOptions, schedulers};
+use crate::resolve::Options as ResolverOptions;
 use crate::state::IPVS_TIMEOUTS;
+use words::NO_PAUSE;
+pub use words::{Place, Time, duration, period, place, scheduler};
 
 /// The configuration. [`Configuration::default`] is in force where nothing is said.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -124,98 +129,6 @@ impl Default for InsideMark {
     fn default() -> Self {
         Self { base: 0x1000, first_bit: 0, bits: 12 }
     }
-}
-
-/// A time with its unit: `30s`, `500ms`, `1h30m`; a number alone means seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Time(pub Duration);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Word("a time, as 30s", |text| duration(text).map(Self)))
-    }
-}
-
-/// Reads a word within the deserializer, which then can say of which field an error is.
-struct Word<T>(&'static str, fn(&str) -> Result<T, String>);
-
-impl<T> Visitor<'_> for Word<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
-        (self.1)(text).map_err(E::custom)
-    }
-}
-
-/// Reads `30s`, `500ms`, `2m`, `1h30m` or a number of seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let mut rest = text;
-    let mut sum = Duration::ZERO;
-    loop {
-        let split = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(split);
-        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(end);
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "" if rest.len() == text.len() => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(format!("{text:?}: {unit:?} is no unit of time: write ms, s, m or h")),
-        };
-        let number: f64 =
-            number.parse().map_err(|_| format!("{text:?} is no time: write for example 30s"))?;
-        let part = Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())?;
-        sum = sum.checked_add(part).ok_or_else(|| format!("{text:?} is too long a time"))?;
-        if tail.is_empty() {
-            return Ok(sum);
-        }
-        rest = tail;
-    }
-}
-
-/// As [`duration`], for what happens again and again: without a pause nothing else would.
-pub fn period(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err(NO_PAUSE.to_owned()),
-        period => Ok(period),
-    }
-}
-
-const NO_PAUSE: &str = "must be more than 0: write for example 30s";
-
-/// Where to listen, if anywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place(pub Option<SocketAddr>);
-
-impl<'de> Deserialize<'de> for Place {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Word("an address and a port, as 0.0.0.0:10256, or none", place))
-    }
-}
-
-/// Reads an address and port, or `none`.
-pub fn place(text: &str) -> Result<Place, String> {
-    match text {
-        "none" => Ok(Place(None)),
-        text => text.parse().map(|address| Place(Some(address))).map_err(|_| {
-            format!("{text:?}: write an address and a port, as 0.0.0.0:10256 or [::1]:10256, or none")
-        }),
-    }
-}
-
-/// Reads the name of a scheduler.
-pub fn scheduler(text: &str) -> Result<String, String> {
-    if schedulers().any(|known| known == text) {
-        return Ok(text.to_owned());
-    }
-    let known: Vec<&str> = schedulers().collect();
-    Err(format!("{text:?} is no scheduler of IPVS: write one of {}", known.join(", ")))
 }
 
 /// Why a configuration file is not usable.
@@ -403,56 +316,6 @@ impl Configuration {
     }
 }
 
-/// What of the machine settings depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Host {
-    /// First two numbers of the kernel's release.
-    kernel: Option<(u32, u32)>,
-    processors: u32,
-}
-
-impl Default for Host {
-    fn default() -> Self {
-        Self { kernel: None, processors: 1 }
-    }
-}
-
-impl Host {
-    fn running() -> Self {
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        Self {
-            kernel: release(&text("/proc/sys/kernel/osrelease")),
-            // Those of the node, whatever the agent itself may use.
-            processors: processors(&text("/sys/devices/system/cpu/online")),
-        }
-    }
-
-    /// `net.ipv4.vs.conn_reuse_mode`. Before 5.9 a client that comes again from the same port, after its connection ended,
-    /// waits for a second with 1; from then on with 0 it can come to a server that is gone. Kernels before 4.1 have no
-    /// such setting.
-    fn connection_reuse(&self) -> Option<u64> {
-        match self.kernel? {
-            release if release >= (5, 9) => Some(1),
-            release if release >= (4, 1) => Some(0),
-            _ => None,
-        }
-    }
-}
-
-fn release(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// Counts a list of the kernel's, as `0-3,8`; 1 where it says nothing.
-fn processors(list: &str) -> u32 {
-    let count = |range: &str| -> Option<u32> {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
-    };
-    list.trim().split(',').filter_map(count).sum::<u32>().max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -538,27 +401,5 @@ mod tests {
         );
         let least = "conntrack: {maxPerCore: 1000, min: 131072}";
         assert_eq!(settings(least, &unknown), ["net.netfilter.nf_conntrack_max=131072"]);
-    }
-
-    #[test]
-    fn what_the_kernel_says_of_itself_is_read() {
-        assert_eq!(release("6.1.0-18-amd64\n"), Some((6, 1)));
-        assert_eq!(release("5.15.167.4-microsoft-standard-WSL2"), Some((5, 15)));
-        assert_eq!(release(""), None);
-        assert_eq!((processors("0-3\n"), processors("0-3,8,10-11"), processors("")), (4, 7, 1));
-    }
-
-    #[test]
-    fn times_are_read_with_their_unit() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("24h0m0s"), Ok(Duration::from_secs(86400)));
-        assert!(duration("3 days").unwrap_err().contains("no unit of time"));
-        assert!(duration("1h30").is_err());
-        assert!(duration("").is_err());
-        assert_eq!(duration("0s"), Ok(Duration::ZERO));
-        assert!(period("0s").unwrap_err().contains("more than 0") && period("1ms").is_ok());
     }
 }
