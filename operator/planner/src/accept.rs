@@ -11,11 +11,12 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use nodenet_crds::conditions::reason;
 use nodenet_crds::{
-    AddressRole, Announce, AssignedVirtualIP, DEFAULT_PRIORITY, ServiceBinding, VirtualIPSpec, validate,
+    AddressRole, Announce, AssignedVirtualIP, DEFAULT_PRIORITY, NodeNetStateStatus, ServiceBinding,
+    VirtualIPSpec, validate,
 };
 
 use crate::bindings::{self, BindingProblem, Frontends};
-use crate::node::{Fit, NodeInfo, StateInfo, fit, has_subnet};
+use crate::node::{Fit, NodeInfo, StateInfo, address_of, fit};
 use crate::service::{Named, ServiceInfo};
 use crate::{Settings, selector};
 
@@ -354,19 +355,62 @@ pub(crate) fn cluster_has(address: IpAddr, facts: &Facts) -> Option<String> {
     None
 }
 
-/// Nodes whose agents say that `address` is their gateway. One word is what any node can say, so it must at least lie in
-/// a subnet that the node has on link.
-pub(crate) fn gateway_of(address: IpAddr, facts: &Facts) -> Vec<&str> {
-    let says = |state: &StateInfo| {
-        let Some(status) = state.reported() else { return false };
-        let named = status.gateways.iter().any(|text| text.parse() == Ok(address));
-        named && status.interfaces.iter().any(|interface| has_subnet(&interface.addresses, address))
+/// Longest reach of a subnet that an agent's word counts in.
+const PREFIX_LEAST: (u8, u8) = (16, 64);
+/// Agents that must be in the same subnet to be believed although their Nodes' addresses are elsewhere: one token, or
+/// two, are not enough to keep addresses from all nodes.
+const WITNESSES: usize = 3;
+
+/// Subnets on link that hold `address`, by an agent. One that is all the world says nothing.
+fn subnets(status: &NodeNetStateStatus, address: IpAddr) -> impl Iterator<Item = IpNet> {
+    let (v4, v6) = PREFIX_LEAST;
+    let all = status.interfaces.iter().flat_map(|interface| &interface.addresses);
+    let nets = all.filter_map(|text| text.parse::<IpNet>().ok());
+    nets.filter(move |net| {
+        net.contains(&address) && net.prefix_len() >= if address.is_ipv4() { v4 } else { v6 }
+    })
+}
+
+/// Whether an agent's word about `address` can be true as far as others know: the subnet that it is in must hold one of
+/// the addresses that the API server knows of the agent's Node, or several agents must be in it. One node's token says
+/// what it likes of all other addresses.
+fn is_plausible(address: IpAddr, node: &str, status: &NodeNetStateStatus, facts: &Facts) -> bool {
+    let known = facts.nodes.get(node).map(|node| node.addresses.as_slice()).unwrap_or_default();
+    subnets(status, address).any(|net| {
+        let witness = |(name, state): &(&String, &StateInfo)| {
+            let mut there = state.reported().into_iter().flat_map(|status| subnets(status, address));
+            facts.nodes.contains_key(*name) && there.any(|other| other.trunc() == net.trunc())
+        };
+        known.iter().any(|own| net.contains(own))
+            || facts.states.iter().filter(witness).take(WITNESSES).count() == WITNESSES
+    })
+}
+
+/// Nodes whose agents say `says` of `address`, as far as that can be true.
+fn by_word(address: IpAddr, facts: &Facts, says: impl Fn(&NodeNetStateStatus) -> bool) -> Vec<&str> {
+    let said = |(name, state): &(&String, &StateInfo)| {
+        state.reported().is_some_and(|status| says(status) && is_plausible(address, name, status, facts))
     };
-    facts.states.iter().filter(|(_, state)| says(state)).map(|(name, _)| name.as_str()).collect()
+    facts.states.iter().filter(said).map(|(name, _)| name.as_str()).collect()
+}
+
+/// Nodes whose agents say that `address` is their gateway.
+pub(crate) fn gateway_of(address: IpAddr, facts: &Facts) -> Vec<&str> {
+    by_word(address, facts, |status| status.gateways.iter().any(|text| text.parse() == Ok(address)))
+}
+
+/// Nodes whose agents say that `address` is on an interface of theirs.
+pub(crate) fn on_interface_of(address: IpAddr, facts: &Facts) -> Vec<&str> {
+    by_word(address, facts, |status| interface_with(status, address).is_some())
+}
+
+fn interface_with(status: &NodeNetStateStatus, address: IpAddr) -> Option<&str> {
+    let has = |texts: &[String]| texts.iter().any(|text| address_of(text) == Some(address));
+    status.interfaces.iter().find(|interface| has(&interface.addresses)).map(|i| i.name.as_str())
 }
 
 /// What has `address` already, in words.
-pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
+fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) -> Option<String> {
     if let Some(what) = cluster_has(address, facts) {
         return Some(what);
     }
@@ -374,15 +418,9 @@ pub(crate) fn in_use(address: IpAddr, facts: &Facts, held: &BTreeSet<IpAddr>) ->
     if held.contains(&address) {
         return None;
     }
-    for (name, state) in &facts.states {
-        for interface in state.status.iter().flat_map(|s| &s.interfaces) {
-            let own = interface.addresses.iter().filter_map(|a| a.parse::<IpNet>().ok());
-            if own.map(|n| n.addr()).any(|a| a == address) {
-                return Some(format!("on interface {} of Node {name} already", interface.name));
-            }
-        }
-    }
-    None
+    let node = *on_interface_of(address, facts).first()?;
+    let status = facts.states.get(node).and_then(StateInfo::reported)?;
+    Some(format!("on interface {} of Node {node} already", interface_with(status, address)?))
 }
 
 fn no_candidate(

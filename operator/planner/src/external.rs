@@ -164,31 +164,23 @@ impl External {
                 ));
                 continue;
             }
-            // What gives a load balancer its address may well bind it on a node, to draw the packets there.
-            let taken = match kind {
-                FrontendKind::LoadBalancer => accept::cluster_has(*address, facts),
-                _ => accept::in_use(*address, facts, &BTreeSet::new()),
-            };
-            if let Some(what) = taken {
+            if let Some(what) = accept::cluster_has(*address, facts) {
                 complaints.push(refuse(what));
                 continue;
             }
-            match accept::gateway_of(*address, facts).as_slice() {
-                [] => {}
-                // What works is no gateway of many, and one node alone takes no address away from all others.
-                [node] if served(*address) => complaints.push(Complaint {
-                    reason: "AddressRefused",
-                    note: format!(
-                        "{field}: {address} is the gateway of Node {node}, by its agent's word alone; that node does \
-                         not serve it, the others do"
-                    ),
-                }),
-                [node, ..] => {
-                    complaints.push(refuse(format!(
-                        "the gateway of Node {node}, which would lose its way to other networks"
-                    )));
+            if let Some((what, consequence)) = by_word(*kind, *address, facts) {
+                if !served(*address) {
+                    complaints.push(refuse(format!("{what}{consequence}")));
                     continue;
                 }
+                // Agents see to their own nodes; their word takes nothing from the others that works.
+                complaints.push(Complaint {
+                    reason: "AddressRefused",
+                    note: format!(
+                        "{field}: {address} is {what}, by the word of agents alone; these do not serve it, all other nodes \
+                         do"
+                    ),
+                });
             }
             usable.push((*kind, *address));
         }
@@ -231,4 +223,23 @@ impl External {
     fn named(&self, names: BTreeSet<String>) -> BTreeSet<Named> {
         names.iter().filter_map(|name| self.services.get(name).cloned()).collect()
     }
+}
+
+/// What only agents know of an address, and why that matters.
+fn by_word(kind: FrontendKind, address: IpAddr, facts: &Facts) -> Option<(String, &'static str)> {
+    let named = |what: &str, nodes: &[&str]| match nodes {
+        [] => None,
+        [node] => Some(format!("{what} Node {node}")),
+        [node, ..] => Some(format!("{what} Node {node} and others")),
+    };
+    // What gives a load balancer its address may well bind it on a node, to draw the packets there.
+    let bound = match kind {
+        FrontendKind::LoadBalancer => None,
+        _ => named("on an interface of", &accept::on_interface_of(address, facts)),
+    };
+    let gateway = || {
+        let gateway = named("the gateway of", &accept::gateway_of(address, facts))?;
+        Some((gateway, ", which would lose its way to other networks"))
+    };
+    bound.map(|bound| (bound, " already")).or_else(gateway)
 }

@@ -442,3 +442,24 @@ fn nodes_may_have_their_default_route_over_a_virtual_ip_that_is_in_force() {
     assert_eq!(c.condition("router", "Accepted").0, "True");
     assert_eq!(c.has_address(ADDRESS), ["n1"]);
 }
+
+#[test]
+fn one_agents_word_refuses_no_address_of_a_network_that_its_node_is_not_known_in() {
+    let mut c = cluster();
+    for node in ["n2", "n3"] {
+        c.add_interface_address(node, "172.16.0.2/24");
+        c.add_interface_address(node, "172.16.0.8/24");
+        c.set_gateways(node, &["172.16.0.9"]);
+    }
+    c.put(virtual_ip("gateway", &["172.16.0.9/24"]));
+    c.put(virtual_ip("bound", &["172.16.0.8/24"]));
+    c.run(s(3));
+    let accepted = |c: &Cluster| ["gateway", "bound"].map(|name| c.condition(name, "Accepted").0);
+    assert_eq!(accepted(&c), ["True", "True"], "two agents may say so");
+    // A third one is believed.
+    c.add_interface_address("n1", "172.16.0.7/24");
+    c.put(virtual_ip("late", &["172.16.0.7/24"]));
+    c.run(s(3));
+    assert_eq!(c.condition("late", "Accepted").1, "AddressInUse");
+    assert_eq!(accepted(&c), ["True", "True"], "what is in force stays");
+}

@@ -5,7 +5,9 @@ mod simulation;
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::{
+    LoadBalancerIngress, LoadBalancerStatus, NodeAddress, Service, ServiceStatus,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -201,50 +203,104 @@ fn while_it_is_not_known_whose_an_address_is_everything_stays() {
 fn an_address_that_a_load_balancer_binds_on_a_node_is_served() {
     let mut c = cluster();
     c.put(balanced("lb", "10.96.0.1", "192.168.0.77", None));
-    c.put(wants("web", "10.96.0.2", &["192.168.0.77"], 5));
     c.run(s(5));
     c.add_interface_address("n1", "192.168.0.77/32");
+    c.put(wants("web", "10.96.0.2", &["192.168.0.77"], 5));
     c.run(s(5));
     assert_eq!(answers(&c, "lb"), [(FrontendKind::LoadBalancer, "192.168.0.77".to_owned())]);
     assert_eq!(answers(&c, "web"), [], "the author of a Service may not say so");
 }
 
-#[test]
-fn a_gateway_is_no_services_and_a_node_that_lies_takes_no_address_that_is_served() {
+/// Three nodes whose agents have reported.
+fn three_nodes() -> Cluster {
     let mut c = cluster();
     c.add_node("n2", "192.168.0.12");
     c.add_node("n3", "192.168.0.13");
-    c.put(wants("web", "10.96.0.1", &["192.168.0.50"], 1));
     c.run(s(5));
+    c
+}
+
+#[test]
+fn a_gateway_of_a_nodes_network_is_no_services() {
+    let mut c = three_nodes();
     c.set_gateways("n1", &["192.168.0.1"]);
-    c.set_gateways("n2", &["203.0.113.1"]);
     c.put(wants("claims", "10.96.0.2", &["192.168.0.1"], 2));
     c.put(balanced("balancer", "10.96.0.3", "192.168.0.1", None));
-    c.put(wants("far", "10.96.0.4", &["203.0.113.1"], 2));
     c.run(s(5));
     for name in ["claims", "balancer"] {
         assert_eq!(answers(&c, name), [], "{name}");
         let told = refusals(&c, name);
         assert!(told.len() == 1 && told[0].contains("192.168.0.1 is the gateway of Node n1"), "{told:?}");
     }
-    assert_eq!(answers(&c, "far").len(), 1, "on no link of the node: no gateway");
-
-    // One node says so of an address that is served: it stays, across a restart too, and the lie is told.
-    c.set_gateways("n3", &["192.168.0.50"]);
+    c.set_gateways("n1", &[]);
     c.run(s(5));
-    assert_eq!(answers(&c, "web").len(), 1);
-    assert!(refusals(&c, "web")[0].contains("by its agent's word alone"), "{:?}", refusals(&c, "web"));
+    assert_eq!(answers(&c, "claims").len(), 1, "it is none any more");
+}
+
+#[test]
+fn no_word_of_agents_takes_a_served_address_away() {
+    let mut c = three_nodes();
+    c.put(wants("web", "10.96.0.1", &["192.168.0.50"], 1));
+    c.put(balanced("lb", "10.96.0.2", "192.168.0.51", None));
+    c.put(wants("bound", "10.96.0.3", &["192.168.0.52"], 1));
+    c.run(s(5));
+    for (node, words) in [("n3", "Node n3,"), ("n2", "Node n2 and others,"), ("n1", "Node n1 and others,")] {
+        c.set_gateways(node, &["192.168.0.50", "192.168.0.51"]);
+        c.add_interface_address(node, "192.168.0.52/24");
+        c.run(s(5));
+        for (name, what) in
+            [("web", "the gateway of"), ("lb", "the gateway of"), ("bound", "on an interface of")]
+        {
+            assert_eq!(answers(&c, name).len(), 1, "{name}: {node} too says that it has it");
+            let told = refusals(&c, name).pop().unwrap();
+            assert!(told.contains(&format!("{what} {words}")) && told.contains("do not serve it"), "{told}");
+        }
+    }
     c.restart_operator();
     c.run(s(5));
-    assert_eq!(answers(&c, "web").len(), 1);
-    // Two do: the network was renumbered.
-    c.set_gateways("n2", &["192.168.0.50"]);
+    for name in ["web", "lb", "bound"] {
+        assert_eq!(answers(&c, name).len(), 1, "{name}: after a restart too");
+    }
+    // What the API server says counts at any time.
+    c.add_node("n4", "192.168.0.50");
     c.run(s(5));
-    assert_eq!(answers(&c, "web"), []);
-    c.set_gateways("n2", &[]);
-    c.set_gateways("n3", &[]);
-    c.run(s(5));
-    assert_eq!(answers(&c, "web").len(), 1, "it is none any more");
+    assert_eq!((answers(&c, "web").len(), answers(&c, "lb").len()), (0, 1));
+}
+
+#[test]
+fn an_agents_word_counts_in_networks_that_its_node_is_known_to_be_in() {
+    let mut c = three_nodes();
+    let mut number = 0;
+    let mut served = |c: &mut Cluster, address: &str| {
+        number += 1;
+        let name = format!("web-{number}");
+        c.put(wants(&name, &format!("10.96.1.{number}"), &[address], 2));
+        c.run(s(5));
+        answers(c, &name).len() == 1
+    };
+    c.set_gateways("n2", &["203.0.113.1"]);
+    assert!(served(&mut c, "203.0.113.1"), "on no link of the node");
+    c.set_gateways("n2", &["203.0.113.2", "10.200.0.1", "10.150.0.1"]);
+    c.add_interface_address("n2", "203.0.113.9/24");
+    c.add_interface_address("n2", "10.200.0.9/24");
+    c.add_interface_address("n2", "192.168.0.12/0");
+    assert!(served(&mut c, "203.0.113.2"), "its Node has no address there");
+    assert!(served(&mut c, "203.0.113.9"));
+    assert!(served(&mut c, "10.150.0.1"), "nor is its network all the world");
+    c.add_interface_address("n3", "10.200.0.10/24");
+    assert!(served(&mut c, "10.200.0.1"), "two say that they are in a network");
+    c.add_interface_address("n1", "10.200.0.11/24");
+    c.set_gateways("n2", &["10.200.0.2"]);
+    assert!(!served(&mut c, "10.200.0.2"), "three do");
+    assert!(!served(&mut c, "10.200.0.10"));
+    assert!(served(&mut c, "10.200.0.12"));
+    // By the Node's addresses, not by those of others.
+    c.set_node("n2", |node| {
+        let addresses = node.status.as_mut().unwrap().addresses.as_mut().unwrap();
+        addresses.push(NodeAddress { type_: "ExternalIP".to_owned(), address: "203.0.113.9".to_owned() });
+    });
+    c.set_gateways("n2", &["203.0.113.3"]);
+    assert!(!served(&mut c, "203.0.113.3"));
 }
 
 #[test]

@@ -114,6 +114,12 @@ impl Index {
                 }
                 let (old, new) = (before.map(NodeInfo::ranges).unwrap_or_default(), info.ranges());
                 self.moved.extend(old.symmetric_difference(&new));
+                if old != new
+                    && let Some(state) = self.facts.states.get(&name.name)
+                {
+                    // What its agent says counts by where the Node is.
+                    self.moved.extend(state.reported_ranges());
+                }
                 self.facts.nodes.insert(name.name.clone(), info);
                 self.epoch += 1;
                 keys.extend(self.all_vips());
