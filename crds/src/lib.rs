@@ -30,6 +30,9 @@ pub const GROUP: &str = "nodenet.dev";
 pub const VERSION: &str = "v1alpha1";
 /// Keeps a deleted [`NodeNetSlice`]'s content readable until the operator has published it elsewhere.
 pub const SLICE_FINALIZER: &str = "nodenet.dev/slice-content";
+/// Annotation of the operator's Lease: all that follows from the cluster's Services stands in slices of this
+/// [`revision`](NodeNetSliceSpec::revision) or lower, and nothing waits to be written. Absent while that is not so.
+pub const PUBLISHED_ANNOTATION: &str = "nodenet.dev/published";
 /// Field manager of every write by the operator.
 pub const OPERATOR_FIELD_MANAGER: &str = "nodenet-operator";
 /// Field manager of every write by an agent.

@@ -9,10 +9,11 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use nodenet_planner::{Change, Index, Key, Kind, Now, Object, ObjectRef, Output, Settings};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::election::{Leadership, Role};
+use crate::election::{Leadership, Published, Role};
 use crate::health::Health;
 use crate::lanes::{Lanes, Write};
 use crate::metrics::Metrics;
@@ -30,6 +31,8 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 const LAST_WRITES: Duration = Duration::from_secs(3);
 /// Events that are kept for an API server that is away.
 const UNSENT: usize = 64;
+/// For so long it stands that all was published: between two moments without a write under way.
+const PUBLISHED: Duration = Duration::from_secs(30);
 /// Keys that a line of the log names.
 const NAMED: usize = 3;
 
@@ -60,6 +63,9 @@ pub struct Control {
     looks: FuturesUnordered<BoxFuture<'static, (ObjectRef, Option<Object>)>>,
     /// Number of the last plan.
     plan: u64,
+    /// Since when all is known that Services follow from.
+    informed: Option<Instant>,
+    published: watch::Sender<Option<Published>>,
     started: Instant,
     publisher: Publisher,
     leadership: Leadership,
@@ -92,12 +98,19 @@ impl Control {
             changed: HashSet::new(),
             looks: FuturesUnordered::new(),
             plan: 0,
+            informed: None,
+            published: watch::channel(None).0,
             started: Instant::now(),
             publisher,
             leadership,
             metrics,
             health,
         }
+    }
+
+    /// Says there when all is published.
+    pub fn announcing(self, published: watch::Sender<Option<Published>>) -> Self {
+        Self { published, ..self }
     }
 
     /// Runs until `stop` resolves, then waits a little for writes that are under way.
@@ -196,6 +209,8 @@ impl Control {
         self.changed.clear();
         self.looks.clear();
         self.metrics.leader(false);
+        self.informed = None;
+        self.published.send_replace(None);
         self.index = Index::new(self.index.settings().clone());
         self.keys.clear();
         self.lanes = Lanes::default();
@@ -259,8 +274,28 @@ impl Control {
             self.plan(at);
             self.send();
         }
+        self.announce(at);
         self.metrics.queue_depth(self.keys.len() + self.lanes.waiting() + self.lanes.under_way());
         self.health.turned(self.index.incomplete());
+    }
+
+    /// Says whether all is published that follows from Services.
+    fn announce(&mut self, at: Instant) {
+        let Some(term) = self.term.filter(|_| self.index.is_informed() && self.reading.is_empty()) else {
+            self.informed = None;
+            self.published.send_replace(None);
+            return;
+        };
+        let informed = *self.informed.get_or_insert(at);
+        // What the last list brought was planned by then.
+        let planned = at >= informed + self.keys.longest();
+        let written = self.lanes.waiting() == 0
+            && self.lanes.under_way() == 0
+            && !self.failed.any(|object| object.kind == Kind::NodeNetSlice);
+        if planned && written {
+            let published = Published { term, revision: self.index.slice_revision(), until: at + PUBLISHED };
+            self.published.send_replace(Some(published));
+        }
     }
 
     fn plan(&mut self, at: Instant) {

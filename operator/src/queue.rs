@@ -69,6 +69,11 @@ impl<K: Hash + Eq + Clone> Queue<K> {
         self.waiting.is_empty()
     }
 
+    /// The longest that a key waits.
+    pub fn longest(&self) -> Duration {
+        self.window * 10
+    }
+
     /// Notes a change of `key` that arrived at `at`.
     pub fn add(&mut self, key: K, at: Instant) {
         self.schedule(key, at, at + self.window);
@@ -80,7 +85,7 @@ impl<K: Hash + Eq + Clone> Queue<K> {
     }
 
     fn schedule(&mut self, key: K, at: Instant, due: Instant) {
-        let longest = self.window * 10;
+        let longest = self.longest();
         match self.waiting.get_mut(&key) {
             None => {
                 let place = self.schedule.insert(key.clone(), due);
@@ -171,6 +176,11 @@ impl<K: Hash + Eq + Clone> Backoff<K> {
     /// Whether no key waits.
     pub fn is_empty(&self) -> bool {
         self.schedule.order.is_empty()
+    }
+
+    /// Whether there is such a key among those whose pause has not ended.
+    pub fn any(&self, matches: impl Fn(&K) -> bool) -> bool {
+        self.schedule.order.values().any(matches)
     }
 
     /// When the next pause ends.

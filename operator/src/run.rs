@@ -61,6 +61,8 @@ pub async fn run(options: Run) -> Result<(), Error> {
     let health = Health::new();
     let lease = KubeLease::new(client.clone(), &options.namespace, LEASE);
     let (election, leadership) = Election::new(lease, identity.clone(), Timing::default());
+    let (published, announced) = flag::channel(None);
+    let election = election.announcing(announced);
     let publisher = Publisher::new(&client, &identity, &metrics);
     let source = watch::Source {
         client,
@@ -75,7 +77,8 @@ pub async fn run(options: Run) -> Result<(), Error> {
         leadership.clone(),
         metrics.clone(),
         health.clone(),
-    );
+    )
+    .announcing(published);
 
     let (stop_control, control_stops) = flag::channel(false);
     let (stop_election, election_stops) = flag::channel(false);

@@ -141,6 +141,11 @@ impl Failures {
             && self.foreign.is_empty()
     }
 
+    /// Whether something could not be read, done or noted, virtual servers in whose place another hand's stand aside.
+    pub fn any_of_ours(&self) -> bool {
+        !self.failed.is_empty() || !self.unreadable.is_empty() || self.journal.is_some()
+    }
+
     /// Virtual servers that the kernel or another hand's ones refuse, and those that are not as wanted for whatever reason.
     pub fn servers(&self) -> (usize, usize) {
         let refused = self.failed.iter().filter_map(|f| server(&f.operation));

@@ -135,6 +135,10 @@ pub struct Neighbour {
     ours: bool,
     mark: Mark,
     started: Instant,
+    /// The last look found out what there is.
+    sure: bool,
+    /// The takeover has begun.
+    begun: bool,
     problem: Option<String>,
 }
 
@@ -149,6 +153,8 @@ impl Neighbour {
             rules: None,
             ours: false,
             mark: Mark::open(state_dir),
+            sure: false,
+            begun: false,
             started: Instant::now(),
             problem: None,
         }
@@ -157,6 +163,11 @@ impl Neighbour {
     /// What is to be done.
     pub fn stance(&self) -> &Stance {
         &self.stance
+    }
+
+    /// Whether the last look found out what there is; otherwise the stance is an older one's.
+    pub fn is_sure(&self) -> bool {
+        self.sure
     }
 
     /// Time between two looks; none where the looks at everything are enough.
@@ -177,7 +188,9 @@ impl Neighbour {
             let link = look.state.links.get(SERVICE_INTERFACE);
             self.ours = link.is_some_and(|link| link.kind == SERVICE_INTERFACE_KIND);
         }
-        let stance = match self.judge(machine, now) {
+        let judged = self.judge(machine, now);
+        self.sure = judged.is_ok();
+        let stance = match judged {
             Ok(stance) => {
                 self.problem = None;
                 stance
@@ -202,6 +215,7 @@ impl Neighbour {
         machine.beside(Others { excluded: self.settings.excluded.clone(), kube_proxy: theirs });
         let changed = std::mem::discriminant(&stance) != std::mem::discriminant(&self.stance);
         if changed {
+            self.begun = false;
             match &stance {
                 Stance::Unknown => {}
                 Stance::Off => tracing::info!("Services are left to another proxy"),
@@ -267,7 +281,8 @@ impl Neighbour {
     fn left(&mut self, machine: &mut Machine, now: Instant) -> Result<KubeProxy, KernelError> {
         if let Some((before, at)) = &self.rules {
             let left = machine.kube_proxy(false)?.with_rules_of(before);
-            let rarely = matches!(self.stance, Stance::Leftovers(_) | Stance::Active(_))
+            let rarely = (self.waits_to_begin()
+                || matches!(self.stance, Stance::Leftovers(_) | Stance::Active(_)))
                 && left == *before
                 && now < *at + self.settings.rules;
             if rarely || (left.is_empty() && !left.in_force()) {
@@ -279,9 +294,22 @@ impl Neighbour {
         Ok(left)
     }
 
+    /// What is to be taken over is from now on. Whether it was not before.
+    pub fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.begun, true)
+    }
+
+    fn waits_to_begin(&self) -> bool {
+        matches!(self.stance, Stance::Taking(_)) && !self.begun
+    }
+
     /// Whether Services are left to others.
     pub fn stands_back(&self) -> bool {
-        matches!(self.stance, Stance::Unknown | Stance::Active(_) | Stance::Leftovers(_) | Stance::Awaited)
+        self.waits_to_begin()
+            || matches!(
+                self.stance,
+                Stance::Unknown | Stance::Active(_) | Stance::Leftovers(_) | Stance::Awaited
+            )
     }
 
     /// Whether our part is in the kernel and kept, virtual servers aside, although Services are left to others.
@@ -328,6 +356,14 @@ impl Neighbour {
     /// What is to be said about sets and rules instead of whether they are as wanted, and about virtual servers.
     pub fn verdicts(&self) -> Option<(Verdict, Verdict)> {
         let (why, words) = match &self.stance {
+            Stance::Taking(left) if self.waits_to_begin() => {
+                let waits = self.problem.as_deref().unwrap_or("that is done at the next look");
+                let words = format!(
+                    "kube-proxy is stopped and left {left}: it still serves Services as they were, and is not taken over \
+                     yet: {waits}"
+                );
+                (reason::KUBE_PROXY_LEFTOVERS, words)
+            }
             Stance::Alone(_) | Stance::Taking(_) | Stance::Off => return None,
             Stance::Unknown => {
                 let words = match &self.problem {

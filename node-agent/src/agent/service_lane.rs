@@ -25,9 +25,10 @@ use crate::health_server::Hearing;
 use crate::report::facts::{Notice, ServiceFacts, Verdict};
 use crate::report::health::Health;
 use crate::report::metrics::{Lane, LaneLabel, Metrics, ServersLabel};
+use crate::report::operator::Publication;
 use crate::resolve::{HealthChecks, Reason, Resolver};
 use crate::source::Update;
-use crate::state::{NodeState, Operation, Scope};
+use crate::state::{NodeState, Operation, Scope, Which};
 
 /// The journal is tidied after this many looks at everything.
 const TIDY: u32 = 10;
@@ -42,6 +43,8 @@ pub enum Message {
     Disturbed(Scope),
     /// Which of those who may ask this node are heard.
     Hearing(Hearing),
+    /// What the operator says of the plans that it has published.
+    Publication(Publication),
     /// End.
     Stop(Sender<()>),
 }
@@ -58,6 +61,8 @@ pub struct Times {
     pub retry: Duration,
     /// Longest wait after a failure.
     pub retry_max: Duration,
+    /// A virtual server of kube-proxy's that no Service wants stays for so long: one may be on its way here.
+    pub unwanted: Duration,
 }
 
 impl Default for Times {
@@ -67,6 +72,7 @@ impl Default for Times {
             least: Duration::ZERO,
             retry: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),
+            unwanted: Duration::from_secs(30),
         }
     }
 }
@@ -103,7 +109,8 @@ pub struct ServiceLane {
     not_before: Instant,
     retry_at: Option<Instant>,
     retries: u32,
-    /// The last look at everything left nothing to do: what another look finds is another hand's doing.
+    /// The last look at everything left nothing to do, nor did one at a part since: what another look finds is another
+    /// hand's doing.
     converged: bool,
     slice_revision: Option<i64>,
     first_done: bool,
@@ -112,6 +119,7 @@ pub struct ServiceLane {
     unpublished: bool,
     /// When to look at kube-proxy again, where the looks at everything are too rare.
     neighbour_at: Option<Instant>,
+    publication: Publication,
     takeover: takeover::Progress,
 }
 
@@ -161,6 +169,7 @@ impl ServiceLane {
             verified: 0,
             unpublished: false,
             neighbour_at: None,
+            publication: Publication::default(),
             takeover: takeover::Progress::default(),
         }
     }
@@ -235,6 +244,10 @@ impl ServiceLane {
             Message::Hearing(hearing) => {
                 self.unpublished |= self.hearing != hearing;
                 self.hearing = hearing;
+                return;
+            }
+            Message::Publication(publication) => {
+                self.publication = publication;
                 return;
             }
             Message::Stop(_) => return,
@@ -312,7 +325,7 @@ impl ServiceLane {
             self.look_at_kube_proxy();
             self.pending = Scope::default();
             self.disturbed = Scope::default();
-            self.synchronise(Scope::all(self.resolver.desired()).lanes().1, false);
+            self.synchronise(self.everything(), false);
             // What happened before the first look was never seen in the kernel by anyone.
             self.verify_at = Instant::now() + jitter(self.times.verify, 0.2);
             self.health.services.set_synced();
@@ -349,7 +362,7 @@ impl ServiceLane {
             }
             // What may go only from now on is no other hand's doing.
             let confirmed = self.resolver.prune() != prune;
-            let all = Scope::all(self.resolver.desired()).lanes().1;
+            let all = self.everything();
             let drift = self.converged && !retry && !confirmed && self.pending.is_empty();
             self.pending = Scope::default();
             self.synchronise(all, drift);
@@ -373,10 +386,15 @@ impl ServiceLane {
         // Otherwise the latest changes are still to come.
         let latest = self.pending.is_empty();
         let arrived = if latest { std::mem::take(&mut self.arrived) } else { Vec::new() };
+        let everything = self.is_everything(&scope);
         let scope = self.neighbour.allowed(scope, self.resolver.desired(), self.machine.journal());
         if scope.is_empty() {
             self.generation_done = self.generation;
             self.retry_at = None;
+            if latest {
+                // Nothing of it is for this agent.
+                self.health.backlog.clear();
+            }
             return;
         }
         let revision = self.resolver.slice_revision();
@@ -388,7 +406,7 @@ impl ServiceLane {
         if latest && !self.neighbour.stands_back() {
             self.slice_revision = revision;
         }
-        self.converged = synced.converged();
+        self.converged = synced.converged() && (everything || self.converged);
         if latest && synced.in_force() {
             self.health.backlog.clear();
         }
@@ -409,6 +427,20 @@ impl ServiceLane {
         } else {
             self.retry_at = None;
             self.retries = 0;
+        }
+    }
+
+    /// All that is the lane's.
+    fn everything(&self) -> Scope {
+        Scope::all(self.resolver.desired()).lanes().1
+    }
+
+    /// Whether it is no less than that.
+    fn is_everything(&self, scope: &Scope) -> bool {
+        let whole = scope.links && scope.routes && scope.rules;
+        whole && scope.sets == Which::All && scope.virtual_servers == Which::All && {
+            let all = self.everything();
+            scope.modules.is_superset(&all.modules) && scope.sysctls.is_superset(&all.sysctls)
         }
     }
 
@@ -519,6 +551,7 @@ impl ServiceLane {
             health_checks: self.hearing.verdict.clone(),
             servers,
             failures,
+            takeover: self.left().is_some(),
         };
         self.facts.send_if_modified(|now| {
             let news = *now != facts;

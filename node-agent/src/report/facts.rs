@@ -104,6 +104,8 @@ pub struct ServiceFacts {
     pub servers: Progress,
     /// What could not be done.
     pub failures: Vec<Failure>,
+    /// What kube-proxy left is being taken over, or waits to be.
+    pub takeover: bool,
 }
 
 /// What is known about where the desired state comes from.

@@ -34,6 +34,20 @@ struct Shared {
     refusing_leases: bool,
     lease_latency: std::time::Duration,
     lease_requests: usize,
+    operator: Operator,
+    operator_looks: u64,
+}
+
+/// The operator's Lease.
+#[derive(Clone, Copy, Default)]
+pub enum Operator {
+    /// There is none.
+    #[default]
+    Never,
+    /// It is not renewed any more.
+    Silent { published: i64 },
+    /// It is renewed between two looks.
+    Lives { published: Option<i64> },
 }
 
 impl Api {
@@ -47,7 +61,7 @@ impl Api {
             .route("/apis/nodenet.dev/v1alpha1/nodenetstates/{name}/status", patch(status))
             .route(
                 "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}",
-                patch(lease).get(no_lease),
+                patch(lease).get(operator),
             )
             .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
             .with_state(api.clone());
@@ -92,6 +106,11 @@ impl Api {
         let mut object = shared.objects.remove(&(plural.into(), name.into())).unwrap();
         object["metadata"]["resourceVersion"] = json!(shared.version.to_string());
         let _ = self.changes.send((plural.into(), json!({"type": "DELETED", "object": object})));
+    }
+
+    /// What the operator's Lease is from now on.
+    pub fn set_operator(&self, operator: Operator) {
+        self.shared.lock().unwrap().operator = operator;
     }
 
     /// While down it answers everything with 503.
@@ -249,11 +268,29 @@ async fn lease(State(api): State<Api>, body: Bytes) -> Response {
     answer(body)
 }
 
-async fn no_lease() -> Response {
-    let body = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": "no",
-    });
-    (StatusCode::NOT_FOUND, answer(body)).into_response()
+async fn operator(State(api): State<Api>) -> Response {
+    if let Some(down) = down(&api) {
+        return down;
+    }
+    let mut shared = api.shared.lock().unwrap();
+    shared.operator_looks += 1;
+    let (renewal, published) = match shared.operator {
+        Operator::Never => {
+            let body = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
+                "message": "no",
+            });
+            return (StatusCode::NOT_FOUND, answer(body)).into_response();
+        }
+        Operator::Silent { published } => (0, Some(published)),
+        Operator::Lives { published } => (shared.operator_looks, published),
+    };
+    let annotations = published.map(|revision| json!({"nodenet.dev/published": revision.to_string()}));
+    answer(json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "nodenet-operator", "namespace": "nodenet-system", "annotations": annotations},
+        "spec": {"holderIdentity": "operator-1", "renewTime": format!("2026-01-01T00:00:00.{:06}Z", renewal)},
+    }))
 }
 
 async fn event(State(api): State<Api>, body: Bytes) -> Response {

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::VIP;
-use crate::api::Api;
+use crate::api::{Api, Operator};
 use crate::node::{Agent, NODE, Node, slice, spec, until};
 use nodenet_agent::kernel::RunningSign;
 use nodenet_agent::state::{
-    Family, Forwarding, IpSet, Protocol, RealServer, RealServerKey, SetEntry, SetKind, VirtualServer,
-    VirtualServerKey,
+    Family, Forwarding, IpSet, NodeState, Operation, Protocol, RealServer, RealServerKey, SetEntry, SetKind,
+    VirtualServer, VirtualServerKey,
 };
 
 const CLUSTER_IP: &str = "10.96.0.1:80";
@@ -78,6 +78,7 @@ async fn start(node: &Node, api: &Api, takeover: bool) -> Agent {
     config.services.verify = Duration::from_millis(200);
     config.kube_proxy.takeover = takeover;
     config.kube_proxy.rules = Duration::from_millis(200);
+    config.operator_look = Duration::from_millis(30);
     config.kube_proxy.excluded = vec!["10.96.0.50/31".parse().unwrap()];
     let kernel = || Box::new(node.kernel.clone());
     node.start_with(api, config, kernel(), kernel()).await
@@ -85,6 +86,7 @@ async fn start(node: &Node, api: &Api, takeover: bool) -> Agent {
 
 async fn api() -> Api {
     let api = Api::start().await;
+    api.set_operator(Operator::Lives { published: Some(1) });
     api.put("nodenetstates", NODE, 1, spec("Active"));
     api.put("nodenetslices", "s1", 1, slice(1, 1, &["10.244.1.1", "10.244.1.2"]));
     api
@@ -205,24 +207,122 @@ async fn addresses_that_nothing_else_answers_for_stay() {
     agent.stop().await;
 }
 
+fn message_of_servers(api: &Api) -> String {
+    api.condition("VirtualServersReady")["message"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Waits for so many more looks at what there is of kube-proxy.
+async fn looks(agent: &Agent, count: u64) {
+    let before = agent.metrics.kube_proxy_looks.get();
+    until("more looks", || agent.metrics.kube_proxy_looks.get() >= before + count).await;
+}
+
+/// That nobody has taken anything of kube-proxy's, nor written beside it.
+fn assert_untouched(node: &Node, before: &NodeState) {
+    let now = node.kernel.state();
+    assert_eq!(now.virtual_servers, before.virtual_servers);
+    assert_eq!(now.sets, before.sets);
+    assert_eq!(now.rules, before.rules);
+    assert!(now.links.contains_key("kube-ipvs0") && !now.links.contains_key("nodenet0"));
+}
+
 #[tokio::test]
-async fn nothing_of_kube_proxys_goes_while_services_may_be_missing() {
+async fn nothing_of_kube_proxys_is_touched_while_services_may_be_missing() {
     let (api, node) = (api().await, served_by_kube_proxy());
+    let before = node.kernel.state();
     // A slice that cannot be read: any Service may stand in it.
     api.put("nodenetslices", "garbage", 1, serde_json::json!({"revision": "latest"}));
     let agent = start(&node, &api, true).await;
-    until("what is wanted is in place", || {
-        node.kernel.state().virtual_servers[&key(CLUSTER_IP)]
-            .real_servers
-            .contains_key(&real("10.244.1.2:80"))
-    })
-    .await;
-    until("words about the slice", || reason_of_servers(&api) == "SliceIncomplete").await;
-    let there = node.kernel.state();
-    assert!(there.links.contains_key("kube-ipvs0") && there.virtual_servers.contains_key(&key(STALE)));
+    until("words about it", || message_of_servers(&api).contains("until all Services are known")).await;
+    assert_eq!(api.condition("Ready")["reason"], "KubeProxyLeftovers");
+    looks(&agent, 5).await;
+    assert_untouched(&node, &before);
     api.delete("nodenetslices", "garbage");
     until("now it goes", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
     assert!(!node.kernel.state().virtual_servers.contains_key(&key(STALE)));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_of_kube_proxys_is_touched_while_the_operator_is_silent() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    let before = node.kernel.state();
+    for operator in [Operator::Never, Operator::Silent { published: 1 }] {
+        api.set_operator(operator);
+        let agent = start(&node, &api, true).await;
+        until("words about it", || message_of_servers(&api).contains("whether the operator runs")).await;
+        looks(&agent, 5).await;
+        assert_untouched(&node, &before);
+        agent.stop().await;
+    }
+    let agent = start(&node, &api, true).await;
+    looks(&agent, 5).await;
+    assert_untouched(&node, &before);
+    api.set_operator(Operator::Lives { published: Some(1) });
+    until("now it goes", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_operator_publishes_late_is_waited_for() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    let before = node.kernel.state();
+    api.set_operator(Operator::Lives { published: None });
+    let agent = start(&node, &api, true).await;
+    until("words about it", || message_of_servers(&api).contains("does not say that all Services")).await;
+    api.put("nodenetslices", "s2", 1, slice(2, 2, &["10.244.1.1"]));
+    until("the second Service is known", || api.status()["summary"]["virtualServers"] == "0/4").await;
+    looks(&agent, 5).await;
+    assert_untouched(&node, &before);
+    // It has published all, and the last of it is on its way.
+    api.set_operator(Operator::Lives { published: Some(3) });
+    until("words about the slice", || message_of_servers(&api).contains("slices of revision 3")).await;
+    looks(&agent, 5).await;
+    assert_untouched(&node, &before);
+    // The Service of which nobody knew until now.
+    api.put("nodenetslices", "s99", 1, slice(99, 3, &["10.244.1.9"]));
+    until("now it goes", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
+    assert!(node.kernel.state().virtual_servers.contains_key(&key(STALE)), "it is wanted");
+    assert_eq!(node.kernel.counters().broken_connections, 0);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_of_kube_proxys_goes_before_all_of_ours_is_in_the_kernel() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    node.kernel.refuse(Some(|operation| matches!(operation, Operation::ReplaceRules(..))));
+    let agent = start(&node, &api, true).await;
+    let backend =
+        |at: &str| node.kernel.state().virtual_servers[&key(CLUSTER_IP)].real_servers.contains_key(&real(at));
+    until("what can be there is", || backend("10.244.1.2:80")).await;
+    // A look at one Service finds all of it as wanted: the rules are missing all the same.
+    for (revision, address) in [(2, "10.244.1.3"), (3, "10.244.1.4"), (4, "10.244.1.5")] {
+        api.put("nodenetslices", "s1", 1, slice(1, revision, &["10.244.1.1", address]));
+        until("the change is in the kernel", || backend(&format!("{address}:80"))).await;
+        looks(&agent, 3).await;
+        let there = node.kernel.state();
+        assert!(there.links.contains_key("kube-ipvs0") && there.virtual_servers.contains_key(&key(STALE)));
+        assert!(there.sets.contains_key("KUBE-CLUSTER-IP"));
+    }
+    until("words about it", || api.condition("PacketFilterReady")["status"] == "False").await;
+    node.kernel.refuse(None);
+    until("now it goes", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_of_kube_proxys_goes_while_it_cannot_be_looked_at() {
+    let (api, node) = (api().await, served_by_kube_proxy());
+    api.set_operator(Operator::Lives { published: None });
+    let agent = start(&node, &api, true).await;
+    until("words about it", || message_of_servers(&api).contains("does not say that all Services")).await;
+    node.kernel.set_kube_proxy_unreadable(true);
+    looks(&agent, 2).await;
+    api.set_operator(Operator::Lives { published: Some(1) });
+    looks(&agent, 10).await;
+    assert!(node.kernel.state().links.contains_key("kube-ipvs0"));
+    node.kernel.set_kube_proxy_unreadable(false);
+    until("now it goes", || !node.kernel.state().links.contains_key("kube-ipvs0")).await;
     agent.stop().await;
 }
 

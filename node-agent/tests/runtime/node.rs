@@ -151,6 +151,7 @@ impl Node {
                 least: Duration::ZERO,
                 retry: Duration::from_millis(20),
                 retry_max: Duration::from_secs(1),
+                unwanted: Duration::from_millis(200),
             },
             kube_proxy: kube_proxy::Settings { look: Duration::from_millis(50), ..Default::default() },
             drain_timeout: Duration::from_secs(900),

@@ -17,6 +17,10 @@ use crate::slices::Slices;
 use crate::vip::Vip;
 use crate::{Key, Kind, Now, ObjectRef, Settings};
 
+/// Kinds from which the plans of Services follow.
+const FOR_SERVICES: [Kind; 6] =
+    [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::VirtualIP, Kind::NodeNetState, Kind::NodeNetSlice];
+
 mod adopt;
 mod changes;
 mod planning;
@@ -132,6 +136,21 @@ impl Index {
     /// The kinds whose list is not complete: outputs that need them are withheld.
     pub fn incomplete(&self) -> BTreeSet<Kind> {
         Kind::ALL.into_iter().filter(|k| !self.complete.contains(k)).collect()
+    }
+
+    /// Whether all is known that the plans of Services follow from: what is published afterwards is whole.
+    pub fn is_informed(&self) -> bool {
+        let unread = |object: &ObjectRef| FOR_SERVICES.contains(&object.kind);
+        self.slices_adopted
+            && self.vips_adopted
+            && self.has(&FOR_SERVICES)
+            && !self.unreadable.keys().any(unread)
+            && !self.slices.any_unreadable()
+    }
+
+    /// Highest revision of the slices that are published.
+    pub fn slice_revision(&self) -> i64 {
+        self.slices.seen_revision()
     }
 
     /// Number of objects known of each kind.

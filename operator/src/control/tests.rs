@@ -11,6 +11,8 @@ use super::*;
 #[derive(Clone, Default)]
 struct Server {
     services: usize,
+    /// Lists of this kind do not come.
+    unlisted: &'static str,
     /// Writes to objects of this name are refused.
     poisoned: &'static str,
     /// The NodeNetStates. Their agents write their status whenever they were listed.
@@ -71,7 +73,7 @@ impl Server {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let query = request.uri().query().unwrap_or_default().to_owned();
         let (code, body) = if method == Method::GET {
-            if query.contains("watch=true") {
+            if query.contains("watch=true") || path.rsplit('/').next() == Some(self.unlisted) {
                 std::future::pending::<()>().await;
             }
             match path.rsplit_once("/nodenetstates/") {
@@ -113,8 +115,9 @@ impl Server {
     }
 }
 
-/// Runs the loop for a while against the server.
-async fn run(server: &Server, leadership: Leadership, time: Duration) {
+/// Runs the loop for a while against the server. Returns what it said of its publications in the end.
+async fn run(server: &Server, leadership: Leadership, time: Duration) -> Option<Published> {
+    let (published, said) = tokio::sync::watch::channel(None);
     let answering = server.clone();
     let client = Client::new(
         tower::service_fn(move |request| {
@@ -129,7 +132,8 @@ async fn run(server: &Server, leadership: Leadership, time: Duration) {
     let window = Duration::from_millis(5);
     let control = Control::new(settings, window, publisher, leadership, metrics.clone(), health.clone());
     let source = Source { client, node_namespace: "nodes".into(), metrics, health };
-    control.run(source, tokio::time::sleep(time)).await;
+    control.announcing(published).run(source, tokio::time::sleep(time)).await;
+    *said.borrow()
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,6 +148,24 @@ async fn a_write_that_is_refused_is_tried_ever_later_and_holds_up_no_other() {
     assert_eq!(good.len(), 1, "{:?}", server.writes.lock().unwrap());
     assert!(good[0] - refused[0] < Duration::from_millis(100));
     assert_eq!(server.written("n1").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_all_is_published_is_said_when_it_is() {
+    let minute = Duration::from_secs(60);
+    let server = Server { services: 20, ..Server::default() };
+    let published = run(&server, Leadership::forever(), minute).await.unwrap();
+    assert_eq!(published.term, 1);
+    assert!(published.revision >= 20, "{published:?}");
+    assert!(published.until > Instant::now(), "it is said again and again");
+    let none = Server::default();
+    assert_eq!(run(&none, Leadership::forever(), minute).await.unwrap().revision, 0);
+
+    let refused = Server { services: 20, poisoned: "nodenet-0000", ..Server::default() };
+    assert_eq!(run(&refused, Leadership::forever(), minute).await, None, "a slice is missing");
+    let blind = Server { services: 20, unlisted: "endpointslices", ..Server::default() };
+    assert_eq!(run(&blind, Leadership::forever(), minute).await, None, "a kind is not known");
+    assert_eq!(run(&server, Leadership::never(), minute).await, None, "another one may know more");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use nodenet_crds::PUBLISHED_ANNOTATION;
 
 use super::{LeaseStore, Record, StoreError};
 
@@ -38,6 +39,9 @@ impl KubeLease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
                 namespace: Some(self.namespace.clone()),
+                annotations: record
+                    .published
+                    .map(|revision| [(PUBLISHED_ANNOTATION.to_owned(), revision.to_string())].into()),
                 resource_version: (!record.version.is_empty()).then(|| record.version.clone()),
                 ..ObjectMeta::default()
             },
@@ -67,6 +71,7 @@ impl KubeLease {
 
 fn record(lease: Lease) -> Record {
     let spec = lease.spec.unwrap_or_default();
+    let published = lease.metadata.annotations.unwrap_or_default();
     Record {
         version: lease.metadata.resource_version.unwrap_or_default(),
         holder: spec.holder_identity.filter(|h| !h.is_empty()),
@@ -74,6 +79,7 @@ fn record(lease: Lease) -> Record {
         acquired: spec.acquire_time.map(|t| t.0),
         renewed: spec.renew_time.map(|t| t.0),
         transitions: spec.lease_transitions.unwrap_or(0),
+        published: published.get(PUBLISHED_ANNOTATION).and_then(|revision| revision.parse().ok()),
     }
 }
 

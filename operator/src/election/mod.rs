@@ -57,6 +57,19 @@ pub struct Record {
     pub renewed: Option<Timestamp>,
     /// How often the holder has changed.
     pub transitions: i32,
+    /// What the holder says of its publications ([`nodenet_crds::PUBLISHED_ANNOTATION`]).
+    pub published: Option<i64>,
+}
+
+/// All that was planned is published, up to this revision of slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The term in which it was.
+    pub term: u64,
+    /// Highest revision of all slices.
+    pub revision: i64,
+    /// Nothing is said of it from then on: the loop that finds it out must have done so again.
+    pub until: Instant,
 }
 
 /// Why a Lease could not be read or written.
@@ -185,6 +198,8 @@ pub struct Election<S> {
     term: watch::Sender<Term>,
     /// Terms of this process so far.
     terms: u64,
+    /// What is said with each renewal.
+    published: watch::Receiver<Option<Published>>,
     /// The Lease as last seen, and when this process first saw it so.
     seen: Option<(Record, Instant)>,
     /// Renewal times that this process sent, answered or not: a Lease in our name with another one is somebody else's.
@@ -210,11 +225,17 @@ impl<S: LeaseStore> Election<S> {
             timing,
             term,
             terms: 0,
+            published: watch::channel(None).1,
             seen: None,
             sent: VecDeque::new(),
             complained: None,
         };
         (election, Leadership(leadership))
+    }
+
+    /// Says with each renewal what is published.
+    pub fn announcing(self, published: watch::Receiver<Option<Published>>) -> Self {
+        Self { published, ..self }
     }
 
     /// Takes part until `stop` resolves, then releases the Lease if this process holds it.
@@ -375,7 +396,14 @@ impl<S: LeaseStore> Election<S> {
             } else {
                 transitions
             },
+            // Who only just begins to lead has published nothing yet.
+            published: if acquire { None } else { self.announced() },
         }
+    }
+
+    fn announced(&self) -> Option<i64> {
+        let published = (*self.published.borrow())?;
+        (published.term == self.terms && Instant::now() < published.until).then_some(published.revision)
     }
 
     fn won(&mut self, written: Record, begun: Instant, why: &str) {
@@ -416,7 +444,7 @@ impl<S: LeaseStore> Election<S> {
         // Stop writing first, then let the next one begin.
         self.stand_by(None);
         let Some((seen, _)) = self.seen.take() else { return };
-        let record = Record { holder: None, duration: Duration::from_secs(1), ..seen };
+        let record = Record { holder: None, duration: Duration::from_secs(1), published: None, ..seen };
         match timeout(self.timing.retry, self.store.replace(&record)).await {
             Ok(Ok(_)) => info!("released the Lease"),
             Ok(Err(error)) => warn!("could not release the Lease: {error}"),

@@ -94,11 +94,19 @@ struct Candidate {
 }
 
 fn candidate(server: &Rc<RefCell<Server>>, identity: &str) -> Candidate {
+    announcing(server, identity, watch::channel(None).1)
+}
+
+fn announcing(
+    server: &Rc<RefCell<Server>>,
+    identity: &str,
+    published: watch::Receiver<Option<Published>>,
+) -> Candidate {
     let fault = Rc::default();
     let store = Store { server: server.clone(), fault: Rc::clone(&fault) };
     let (election, leadership) = Election::new(store, identity.into(), Timing::default());
     let (stop, stopped) = oneshot::channel::<()>();
-    let done = spawn_local(election.run(async move {
+    let done = spawn_local(election.announcing(published).run(async move {
         let _ = stopped.await;
     }));
     Candidate { leadership, fault, stop, done }
@@ -186,6 +194,37 @@ async fn a_stopped_leader_hands_over_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_published_is_said_of_the_own_term_and_while_it_is_found_so() {
+    run(async {
+        let server: Rc<RefCell<Server>> = Rc::default();
+        let said = || server.borrow().lease.as_ref().unwrap().published;
+        let found = |term| {
+            let until = Instant::now() + Duration::from_secs(30);
+            Some(Published { term, revision: 7, until })
+        };
+        let (published, announced) = watch::channel(found(1));
+        let a = announcing(&server, "a", announced);
+        until(Duration::from_secs(1), || a.leadership.may_write()).await;
+        assert_eq!(said(), None, "its term has only just begun");
+        until(Duration::from_secs(5), || said() == Some(7)).await;
+        published.send_replace(None);
+        until(Duration::from_secs(5), || said().is_none()).await;
+        published.send_replace(found(1));
+        until(Duration::from_secs(5), || said() == Some(7)).await;
+        until(Duration::from_secs(35), || said().is_none()).await;
+        published.send_replace(found(2));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(said(), None, "of a term that is not now");
+        published.send_replace(found(1));
+        until(Duration::from_secs(5), || said() == Some(7)).await;
+        a.stop.send(()).unwrap();
+        a.done.await.unwrap();
+        assert_eq!(said(), None, "nobody leads");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_age_of_a_lease_is_what_this_process_saw() {
     run(async {
         // A holder whose clock is a year behind: by its renewTime it would be long dead.
@@ -198,6 +237,7 @@ async fn the_age_of_a_lease_is_what_this_process_saw() {
             acquired: None,
             renewed: Some(renewed),
             transitions: 0,
+            published: None,
         });
         let a = candidate(&server, "a");
         let took = until(Duration::from_secs(60), || a.leadership.may_write()).await;

@@ -17,7 +17,7 @@ use nodenet_client::ApiServers;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::desired::{Arrived, Seen, cold_start, sink};
-use self::reporting::{Leasing, Publishing, leave_dead_connections, publish_events, watch_source};
+use self::reporting::{Leasing, Publishing, Sources, leave_dead_connections, publish_events, watch_source};
 use self::tasks::Tasks;
 use super::address_lane::{self, AddressLane};
 use super::journal::{ADDRESSES, JournalFile, SERVICES};
@@ -273,9 +273,16 @@ pub async fn run(
         });
     }
     let (source_sender, source) = watch::channel(SourceFacts::default());
+    let sources = Sources {
+        progress,
+        problems,
+        services: services.clone(),
+        to_services: to_services.clone(),
+        facts: source_sender,
+    };
     tasks.spawn_finite(
         "watches the sources",
-        watch_source(config.clone(), servers.clone(), progress, problems, metrics.clone(), source_sender),
+        watch_source(config.clone(), servers.clone(), metrics.clone(), sources),
     );
     let publishing = Publishing {
         node: config.node.clone(),

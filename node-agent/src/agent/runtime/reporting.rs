@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use kube::Api;
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::Config;
 use super::desired::Seen;
 use crate::agent::clock::jitter;
+use crate::agent::service_lane;
 use crate::report::events::Events;
 use crate::report::facts::{AddressFacts, Notice, ServiceFacts, SourceFacts};
 use crate::report::health::{ADDRESSES_LIMIT, Health, Pulse};
@@ -28,6 +30,11 @@ const RELEASE_TOLD: Duration = Duration::from_millis(500);
 const NOTICE_AGAIN: Duration = Duration::from_secs(2);
 /// Notices that wait to be published; more of them say nothing new.
 const NOTICES: usize = 64;
+
+/// Between two turns of the look at the sources.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two looks at the operator's Lease while a takeover of what kube-proxy left depends on it.
+const TAKEOVER_LOOK: Duration = Duration::from_secs(5);
 
 /// How the Lease is renewed while this is known of the addresses.
 fn pace(facts: &AddressFacts) -> Pace {
@@ -131,29 +138,38 @@ pub(super) async fn leave_dead_connections(
     }
 }
 
+/// What the look at the sources of the desired state is told, and whom it tells.
+pub(super) struct Sources {
+    pub(super) progress: mpsc::UnboundedReceiver<Progress>,
+    pub(super) problems: store::Problems,
+    pub(super) services: watch::Receiver<ServiceFacts>,
+    pub(super) to_services: Sender<service_lane::Message>,
+    pub(super) facts: watch::Sender<SourceFacts>,
+}
+
 pub(super) async fn watch_source(
     config: Config,
     servers: ApiServers,
-    mut progress: mpsc::UnboundedReceiver<Progress>,
-    problems: store::Problems,
     metrics: Arc<Metrics>,
-    facts: watch::Sender<SourceFacts>,
+    mut sources: Sources,
 ) {
     let mut operator = OperatorWatch::new(&config.operator_namespace, config.operator_limit, Instant::now());
     let client = servers.client();
     let mut now = SourceFacts::default();
-    let mut look = tokio::time::Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut looked: Option<tokio::time::Instant> = None;
+    let mut pause = Duration::ZERO;
+    let mut tick = tokio::time::interval(TICK.min(config.operator_look));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            news = progress.recv() => match news {
+            news = sources.progress.recv() => match news {
                 Some(news) => now.undecodable = news.undecodable,
                 None => return,
             },
             _ = tick.tick() => {}
         }
-        if look <= tokio::time::Instant::now() {
+        let longest = if sources.services.borrow().takeover { TAKEOVER_LOOK } else { config.operator_look };
+        if looked.is_none_or(|at| at.elapsed() >= pause.min(longest)) {
             let reading = operator.look(&client);
             match tokio::time::timeout(crate::report::lease::TIMEOUT, reading).await {
                 Ok(Ok(())) => now.operator_silent = operator.silent(Instant::now()),
@@ -161,11 +177,15 @@ pub(super) async fn watch_source(
                 Ok(Err(error)) => tracing::debug!("read the operator's Lease: {error}"),
                 Err(_) => tracing::debug!("read the operator's Lease: no answer"),
             }
-            look = tokio::time::Instant::now() + jitter(config.operator_look, 0.2);
+            let publication = operator.publication(Instant::now());
+            // The lane goes only when the agent stops.
+            let _ = sources.to_services.send(service_lane::Message::Publication(publication));
+            looked = Some(tokio::time::Instant::now());
+            pause = jitter(config.operator_look, 0.2);
         }
-        now.store = problems.now();
+        now.store = sources.problems.now();
         metrics.store_failing.set(i64::from(now.store.is_some()));
-        facts.send_if_modified(|old| {
+        sources.facts.send_if_modified(|old| {
             let news = *old != now;
             old.clone_from(&now);
             news

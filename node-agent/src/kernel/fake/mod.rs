@@ -73,6 +73,9 @@ struct Inner {
     counters: Counters,
     latency: Duration,
     faults: BTreeMap<usize, Fault>,
+    /// Operations that it does not take.
+    refused: Option<fn(&Operation) -> bool>,
+    kube_proxy_unreadable: bool,
     observation_faults: BTreeMap<usize, i32>,
     log: Option<Vec<Operation>>,
     listeners: Vec<Sender<KernelEvent>>,
@@ -306,6 +309,16 @@ impl FakeKernel {
         inner.faults.insert(at, fault);
     }
 
+    /// Refuses such operations from now on, or none.
+    pub fn refuse(&self, which: Option<fn(&Operation) -> bool>) {
+        self.lock().refused = which;
+    }
+
+    /// What there is of kube-proxy cannot be read, or can again.
+    pub fn set_kube_proxy_unreadable(&self, unreadable: bool) {
+        self.lock().kube_proxy_unreadable = unreadable;
+    }
+
     /// Makes the observation fail that is the `nth` from now, from 0 (for example with `EINTR`: dump interrupted).
     pub fn fail_nth_observation(&self, nth: usize, errno: i32) {
         let mut inner = self.lock();
@@ -431,6 +444,7 @@ impl Kernel for FakeKernel {
                 log.push(operation.clone());
             }
             let result = match inner.faults.remove(&at) {
+                None if inner.refused.is_some_and(|which| which(operation)) => Err((libc::EBUSY, None)),
                 Some(Fault::Refused(errno)) => Err((errno, None)),
                 Some(Fault::AnswerLost) => inner.apply(operation).and(Err((libc::ENOBUFS, None))),
                 None => inner.apply(operation),
@@ -451,6 +465,10 @@ impl Kernel for FakeKernel {
     fn kube_proxy(&mut self, rules: bool) -> Result<KubeProxy, KernelError> {
         let mut inner = self.lock();
         inner.counters.kube_proxy_rules_read += usize::from(rules);
+        if inner.kube_proxy_unreadable {
+            let (operation, object) = ("read", "kube-proxy's rules".to_owned());
+            return Err(KernelError::Refused { operation, object, errno: libc::EMFILE, message: None });
+        }
         let addresses = inner.addresses.observe(inner.clock, inner.no_address_protocol);
         let sets: BTreeMap<&String, &IpSet> =
             inner.sets.iter().filter(|(name, _)| kube_proxy::is_set(name)).collect();

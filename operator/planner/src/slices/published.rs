@@ -87,6 +87,11 @@ impl Slices {
         self.slices.values().any(|slice| slice.unreadable)
     }
 
+    /// Highest revision of the slices that are published.
+    pub(crate) fn seen_revision(&self) -> i64 {
+        self.slices.values().filter_map(|slice| Some(slice.seen.as_ref()?.revision)).max().unwrap_or(0)
+    }
+
     /// A slice is gone.
     pub(crate) fn gone(&mut self, name: &str) -> bool {
         let Some(slice) = self.slices.get_mut(name) else { return false };
