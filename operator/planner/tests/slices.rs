@@ -8,6 +8,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nodenet_crds::{LABEL_HEADLESS, NodeNetSlice};
 use nodenet_planner::{Change, Index, Kind, Object, ObjectRef, Output, Settings};
 use proptest::prelude::*;
@@ -204,17 +206,36 @@ struct Between {
     served: Vec<BTreeSet<String>>,
     /// Affinity at each of these times.
     affinity: Vec<Option<i32>>,
+    /// At some of these times all had weight 0.
+    all_rested: bool,
+}
+
+/// Endpoints of a Service of two colours, each on a node of its own; `rests` is the one that has weight 0.
+fn of_two_colours(addresses: &[String], rests: Option<&str>) -> (Service, EndpointSlice) {
+    let mut slice = endpoints("default", "svc-1", "svc-1-a", addresses);
+    for endpoint in &mut slice.endpoints {
+        endpoint.node_name = Some(colour(&endpoint.addresses[0]).to_owned());
+    }
+    let mut object = service("default", "svc-1", "10.96.0.2", None);
+    object.metadata.annotations =
+        rests.map(|rests| [("nodenet.dev/endpoint-weights".to_owned(), format!("{rests}=0"))].into());
+    (object, slice)
+}
+
+/// Those of one colour are neighbours, and so in the same parts.
+fn colour(address: &str) -> &'static str {
+    if address.split('.').nth(2) == Some("0") { "blue" } else { "green" }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     /// Endpoints come and go, in a rolling update or all at once, and other things change: writes fail, and a reader who
-    /// looks after each of them has all endpoints that stay, none that was at no time, some if there were always some,
-    /// and never parts of two layouts.
+    /// looks after each of them has all endpoints that stay, none that was at no time, some if there were always some
+    /// (and some that take connections, if these were always there), and never parts of two layouts.
     #[test]
     fn a_reader_of_a_large_service_never_has_a_mixture(
-        changes in prop::collection::vec((0..400_usize, 0..400_usize, 0..8_u32), 1..25),
+        changes in prop::collection::vec((0..400_usize, 0..400_usize, 0..10_u32), 1..25),
         failures in 0..40_u32,
     ) {
         let mut c = Cluster::new(small());
@@ -247,15 +268,19 @@ proptest! {
             let never = |address: &&String| !between.served.iter().any(|at| at.contains(*address));
             assert_eq!(has.iter().find(never), None);
             assert!(!has.is_empty(), "there were always some");
+            let serves = ports[0].endpoints.iter().any(|endpoint| endpoint.weight != Some(0));
+            assert!(serves || between.all_rested, "some always took connections");
         }));
         let mut addresses: Vec<String> = ips(1, 600);
         let mut affinity = None;
-        let note = |addresses: &[String], affinity: Option<i32>| {
+        let mut rests: Option<&str> = None;
+        let note = |addresses: &[String], affinity: Option<i32>, rests: Option<&str>| {
             let mut between = between.borrow_mut();
+            between.all_rested |= addresses.iter().all(|address| rests == Some(colour(address)));
             between.served.push(addresses.iter().cloned().collect());
             between.affinity.push(affinity);
         };
-        note(&addresses, affinity);
+        note(&addresses, affinity, rests);
         for (number, (from, count, what)) in changes.into_iter().enumerate() {
             let new = |i: usize| format!("10.{}.{}.{}", 20 + number, i / 250, 1 + i % 250);
             match what {
@@ -264,22 +289,23 @@ proptest! {
                 2 if addresses.len() < 100 => addresses.extend((0..9).map(new)),
                 2 => drop(addresses.drain(from.min(addresses.len())..(from + 40).min(addresses.len()))),
                 3 => addresses.extend((0..30).map(new)),
+                4 | 5 => rests = if rests == Some("blue") { Some("green") } else { Some("blue") },
                 _ => {
                     for (i, address) in addresses.iter_mut().enumerate().skip(from).take(count % 30) {
                         *address = new(i);
                     }
                 }
             }
-            note(&addresses, affinity);
-            let mut object = service("default", "svc-1", "10.96.0.2", None);
+            note(&addresses, affinity, rests);
+            let (mut object, slice) = of_two_colours(&addresses, rests);
             object.spec.as_mut().unwrap().session_affinity = affinity.map(|_| "ClientIP".to_owned());
             c.put(object);
-            c.put(endpoints("default", "svc-1", "svc-1-a", &addresses));
+            c.put(slice);
             if count % 3 == 0 {
                 c.settle();
                 // All was written: what was before is over.
                 *between.borrow_mut() = Between::default();
-                note(&addresses, affinity);
+                note(&addresses, affinity, rests);
             } else {
                 // Only the first writes of it arrive before the next change.
                 c.plan_once();
