@@ -67,7 +67,7 @@ pub(super) fn read(kernel: &mut NetlinkKernel, rules: bool) -> Result<KubeProxy,
         Err(error) => return Err(error),
     }
     for family in [Family::V4, Family::V6].into_iter().filter(|_| rules) {
-        let rules = kernel.rules.kube_proxys(family);
+        let rules = kernel.rules.kube_proxys(family)?;
         found.jumps |= rules.jumps;
         found.iptables_mode |= rules.iptables_mode;
         if !rules.chains.is_empty() {

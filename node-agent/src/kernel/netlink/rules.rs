@@ -1,7 +1,7 @@
 //! Our chains and the jumps to them, by the host's iptables.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::Path,
     process::{Command, Output},
@@ -39,6 +39,8 @@ pub(super) struct Rules {
     settled: Option<Programs>,
     /// What was read while it was not settled: good for the commit that follows.
     seen: Vec<Candidate>,
+    /// Packet filters that could be read for kube-proxy's rules once.
+    readable: BTreeSet<(&'static str, Family)>,
     run: u64,
 }
 
@@ -72,7 +74,7 @@ impl Rules {
             PacketFilterMode::Nft => Some(NFT),
             PacketFilterMode::Legacy => Some(LEGACY),
         };
-        Self { namespace, wanted, settled, seen: Vec::new(), run: 0 }
+        Self { namespace, wanted, settled, seen: Vec::new(), readable: BTreeSet::new(), run: 0 }
     }
 
     /// Programs run so far.
@@ -139,21 +141,21 @@ impl Rules {
     }
 
     /// What of kube-proxy is in a family's rules. Both packet filters are looked at: the host may use one and kube-proxy
-    /// have used the other. One that cannot be read has none.
-    pub(super) fn kube_proxys(&mut self, family: Family) -> filter::kube_proxy::Found {
+    /// have used the other. One that never could be read has none; that one cannot be read now says nothing.
+    pub(super) fn kube_proxys(&mut self, family: Family) -> Result<filter::kube_proxy::Found, KernelError> {
         let mut all = filter::kube_proxy::Found::default();
-        for (_, text) in self.both(family) {
+        for (_, text) in self.both(family)? {
             let found = filter::kube_proxy::find(&text);
             all.chains.extend(found.chains);
             all.jumps |= found.jumps;
             all.iptables_mode |= found.iptables_mode;
         }
-        all
+        Ok(all)
     }
 
     /// Takes kube-proxy's chains and jumps out.
     pub(super) fn remove_kube_proxys(&mut self, family: Family) -> Result<(), KernelError> {
-        for (programs, text) in self.both(family) {
+        for (programs, text) in self.both(family)? {
             let removal = filter::kube_proxy::removal(&text);
             if !removal.is_empty() {
                 self.restore(programs, family, &removal)?;
@@ -162,19 +164,26 @@ impl Rules {
         Ok(())
     }
 
-    /// The rules of a family in each packet filter that can be read.
-    fn both(&mut self, family: Family) -> Vec<(Programs, String)> {
+    /// The rules of a family in each packet filter that the kernel has.
+    fn both(&mut self, family: Family) -> Result<Vec<(Programs, String)>, KernelError> {
         let mut found = Vec::new();
         for programs in [NFT, LEGACY, PLAIN] {
             if programs == PLAIN && !found.is_empty() {
                 break;
             }
             match self.save(programs, family) {
-                Ok(text) => found.extend(text.map(|text| (programs, text))),
-                Err(error) => tracing::debug!("{error}"),
+                Ok(Some(text)) => {
+                    self.readable.insert((programs.infix, family));
+                    found.push((programs, text));
+                }
+                Ok(None) => {}
+                Err(error) if is_absence(&error, self.readable.contains(&(programs.infix, family))) => {
+                    tracing::debug!("{error}");
+                }
+                Err(error) => return Err(error),
             }
         }
-        found
+        Ok(found)
     }
 
     fn write(
@@ -286,6 +295,11 @@ impl Rules {
     }
 }
 
+/// Whether an error says that the kernel does not have this packet filter: its program ran, and never read anything.
+fn is_absence(error: &KernelError, read_before: bool) -> bool {
+    matches!(error, KernelError::Program { .. }) && !read_before
+}
+
 /// Programs that are there, and what speaks for them.
 struct Candidate {
     programs: Programs,
@@ -327,4 +341,28 @@ fn failed(operation: &'static str, family: Family, program: String, output: &Out
 /// Whether the kernel speaks IPv6 at all.
 fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_packet_filter_is_absent_only_where_it_never_could_be_read() {
+        let output =
+            Output { status: ExitStatus::from_raw(256), stdout: Vec::new(), stderr: b"no tables".into() };
+        let refused = failed("read", Family::V4, "iptables-nft-save".into(), &output);
+        assert!(is_absence(&refused, false));
+        assert!(!is_absence(&refused, true), "its rules may still be in force");
+        let late = KernelError::Late {
+            operation: "read",
+            object: object(Family::V4),
+            program: "iptables-legacy-save".into(),
+            limit: LIMIT,
+        };
+        assert!(!is_absence(&late, false));
+    }
 }
