@@ -129,6 +129,8 @@ pub struct Neighbour {
     /// Something of it came by itself while nothing showed that it runs: one runs that cannot be seen, and that it was
     /// stopped cannot be seen either.
     writer: bool,
+    /// Nothing listens at its ports, and what there is of it was there at the look before: nobody is about to start it.
+    steady: bool,
     /// The last look at which rules were read, and when.
     rules: Option<(KubeProxy, Instant)>,
     /// Our own part is in the kernel.
@@ -150,6 +152,7 @@ impl Neighbour {
             stance: Stance::Unknown,
             seen: None,
             writer: false,
+            steady: false,
             rules: None,
             ours: false,
             mark: Mark::open(state_dir),
@@ -249,6 +252,7 @@ impl Neighbour {
             return Ok(Stance::Active(sign.to_string()));
         }
         let left = self.left(machine, now)?;
+        self.steady = sign.is_none() && self.seen.as_ref() == Some(&left);
         // Who does not say what it is may be anybody, where there is nothing of kube-proxy.
         if let Some(sign) = sign.filter(|_| left.in_force()) {
             self.seen = None;
@@ -317,9 +321,9 @@ impl Neighbour {
         self.ours
     }
 
-    /// Whether what is left is to be taken over.
+    /// Whether what is left in nobody's way is to be taken away now.
     pub fn takes_over(&self) -> bool {
-        self.settings.takeover
+        self.settings.takeover && self.steady
     }
 
     /// Why it is not taken over yet.

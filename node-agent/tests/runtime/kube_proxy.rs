@@ -356,6 +356,11 @@ async fn somebody_who_says_nothing_is_kube_proxy_only_where_there_is_something_o
     node.kernel.set_kube_proxy_runs(mute());
     let agent = start(&node, &api, true).await;
     until("served", || api.status()["summary"]["virtualServers"] == "2/2").await;
+    // It begins: this is nothing that was left.
+    node.kernel.add_link("kube-ipvs0", "dummy");
+    let looks = agent.metrics.kube_proxy_looks.get();
+    until("more looks", || agent.metrics.kube_proxy_looks.get() > looks + 5).await;
+    assert!(node.kernel.state().links.contains_key("kube-ipvs0"));
     node.kernel.kube_proxy_binds("10.96.0.1/32");
     until("words about it", || reason_of_servers(&api) == "KubeProxyActive").await;
     agent.stop().await;
