@@ -264,26 +264,38 @@ fn not_accepted(scene: &Scene) {
     scene.all_ready().unwrap();
 }
 
-/// A typo may name the gateway or any other host of the LAN.
+/// A typo may name the gateway, which agents know and tell, or any other host of the LAN, which they ask for.
 fn taken(scene: &Scene) {
     let cluster = scene.lab().cluster();
-    for (name, address) in [("gateway", "192.168.0.2"), ("neighbour", "192.168.0.100")] {
+    let apply = |name: &str, address: &str| {
         let spec = json!({"addresses": [format!("{address}/24")], "interface": "ens33",
                           "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": NODE}}});
         cluster.apply(&virtual_ip(name, &spec)).unwrap();
-        scene
-            .until("words about an address that another host has", || {
-                let ready = scene.condition(&["nns", NODE], "AddressesReady")?;
-                let told = ready.reason == "AddressTaken" && ready.message.contains(address);
-                so(ready.status == "False" && told, format!("{ready:?}"))?;
-                let held = scene.condition(&["vip", name], "Held")?;
-                so(held.status != "True", format!("{held:?}"))
-            })
-            .unwrap();
-        assert!(scene.holders(&format!("{address}/24")).unwrap().is_empty());
+    };
+    let (gateway, neighbour) = ("192.168.0.2", "192.168.0.100");
+    apply("gateway", gateway);
+    scene
+        .until("words about an address that the gateway has", || {
+            let accepted = scene.condition(&["vip", "gateway"], "Accepted")?;
+            let told = accepted.reason == "AddressInUse" && accepted.message.contains(gateway);
+            so(accepted.status == "False" && told, format!("{accepted:?}"))
+        })
+        .unwrap();
+    apply("neighbour", neighbour);
+    scene
+        .until("words about an address that another host has", || {
+            let ready = scene.condition(&["nns", NODE], "AddressesReady")?;
+            let told = ready.reason == "AddressTaken" && ready.message.contains(neighbour);
+            so(ready.status == "False" && told, format!("{ready:?}"))?;
+            let held = scene.condition(&["vip", "neighbour"], "Held")?;
+            so(held.status != "True", format!("{held:?}"))
+        })
+        .unwrap();
+    for (name, address) in [("gateway", gateway), ("neighbour", neighbour)] {
+        assert!(scene.holders(&format!("{address}/24")).unwrap().is_empty(), "{name}");
         cluster.kubectl(&["delete", "vip", name]).unwrap();
-        scene.all_ready().unwrap();
     }
+    scene.all_ready().unwrap();
 }
 
 /// Kills both operators and starts them anew.
