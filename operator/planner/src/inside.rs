@@ -146,20 +146,24 @@ mod tests {
         assert_eq!(numbers(&other), [Some(3)]);
     }
 
+    /// The plan of a Service in namespace `x` with this one port.
+    fn plan(name: &str, published: &PortPlan) -> ServicePlan {
+        ServicePlan {
+            namespace: "x".to_owned(),
+            name: name.to_owned(),
+            ports: vec![published.clone()],
+            ..ServicePlan::default()
+        }
+    }
+
     #[test]
     fn a_restart_gives_everyone_the_same_number() {
         let a = Named::new("x", "a");
         let mut published = port("http", TrafficPolicy::Local);
         published.inside_number = Some(7);
-        let plan = |name: &str| ServicePlan {
-            namespace: "x".to_owned(),
-            name: name.to_owned(),
-            ports: vec![published.clone()],
-            ..ServicePlan::default()
-        };
         // The second claims the same number: only one can have it.
         let mut all = InsideNumbers::default();
-        all.adopt([&plan("a"), &plan("b")].into_iter(), false);
+        all.adopt([&plan("a", &published), &plan("b", &published)].into_iter(), false);
         let mut ports = [port("http", TrafficPolicy::Local)];
         all.assign(&a, &mut ports);
         assert_eq!(numbers(&ports), [Some(7)]);
@@ -173,18 +177,12 @@ mod tests {
         let (a, b) = (Named::new("x", "a"), Named::new("x", "b"));
         let mut published = port("", TrafficPolicy::Local);
         published.inside_number = Some(1);
-        let plan = |name: &str| ServicePlan {
-            namespace: "x".to_owned(),
-            name: name.to_owned(),
-            ports: vec![published.clone()],
-            ..ServicePlan::default()
-        };
         let mut all = InsideNumbers::default();
         all.adopt(std::iter::empty(), true);
         let mut ports = [port("", TrafficPolicy::Local)];
         assert!(all.assign(&b, &mut ports));
         assert_eq!(numbers(&ports), [None]);
-        assert_eq!(all.adopt([&plan("a")].into_iter(), false), [b.clone()].into());
+        assert_eq!(all.adopt([&plan("a", &published)].into_iter(), false), [b.clone()].into());
         assert!(!all.assign(&b, &mut ports) && !all.assign(&a, &mut [port("", TrafficPolicy::Local)]));
         assert_eq!(numbers(&ports), [Some(2)]);
     }

@@ -2,10 +2,9 @@
 
 use super::Bench;
 use super::peers::Peer;
+use super::watcher::Watcher;
 use crate::lab::process::lab_tool;
-use crate::lab::protocol::{Event, Exec};
 use anyhow::Context;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(400);
@@ -54,24 +53,11 @@ pub(super) fn watched(
     argv: Vec<String>,
     act: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<(f64, f64)>> {
-    let exec = Exec::new(argv).within(peer.node());
-    let channel = bench.lab.guest().channel().clone();
-    let (tell, heard) = mpsc::channel();
-    let watcher = std::thread::spawn(move || {
-        channel.stream(exec, |event| {
-            if let Event::Out { text } = event {
-                for line in text.lines() {
-                    let _ = tell.send((line.to_owned(), Instant::now()));
-                }
-            }
-        })
-    });
-    heard.recv_timeout(PATIENCE).context("the watcher of the IPVS table does not start")?;
+    let watcher = Watcher::start(bench, peer, argv);
+    watcher.hear(PATIENCE).context("the watcher of the IPVS table does not start")?;
     act()?;
     let answered = Instant::now();
-    let (line, seen) =
-        heard.recv_timeout(PATIENCE + Duration::from_secs(30)).context("the watcher went away")?;
-    watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
+    let (line, seen) = watcher.last(PATIENCE + Duration::from_secs(30))?;
     if !line.starts_with("seen ") {
         return Ok(None);
     }

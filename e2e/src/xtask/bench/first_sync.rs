@@ -3,13 +3,12 @@
 use super::Bench;
 use super::load::Load;
 use super::peers::Peer;
+use super::watcher::Watcher;
 use crate::lab::Lab;
 use crate::lab::guest::Started;
 use crate::lab::nodenet::Nodenet;
 use crate::lab::process::{Process, lab_tool, wait_for};
-use crate::lab::protocol::{Event, Exec};
 use anyhow::Context;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// A program that was started, and what became of its first sync.
@@ -81,25 +80,14 @@ pub(super) fn measure(bench: &Bench, peer: &dyn Peer) -> anyhow::Result<Outcome>
         load.services.to_string(),
         load.endpoints.to_string(),
     ];
-    let exec = Exec::new(argv).within(peer.node());
-    let channel = bench.lab.guest().channel().clone();
     let program = peer.prepare(&bench.lab)?;
     let log = format!("{}.log", peer.node());
-    let (tell, heard) = mpsc::channel();
-    let watcher = std::thread::spawn(move || {
-        channel.stream(exec, |event| {
-            if let Event::Out { text } = event {
-                for line in text.lines() {
-                    let _ = tell.send((line.to_owned(), Instant::now()));
-                }
-            }
-        })
-    });
-    heard.recv().context("the watcher of the IPVS table does not start")?;
+    let watcher = Watcher::start(bench, peer, argv.to_vec());
+    watcher.hear(bench.plan.patience).context("the watcher of the IPVS table does not start")?;
     let begin = Instant::now();
     let started = bench.lab.place(peer.node()).spawn(program, &log)?;
-    let (line, end) = heard.recv().context("the watcher of the IPVS table went away")?;
-    watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))??;
+    // It gives up by itself when its time is over.
+    let (line, end) = watcher.last(bench.plan.patience + Duration::from_secs(60))?;
     let words: Vec<&str> = line.split(' ').collect();
     let &["seen", look, asked] = words.as_slice() else { return Ok(Outcome::Unfinished(started)) };
     let resolution = Duration::from_millis(look.parse()?);

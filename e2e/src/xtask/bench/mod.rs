@@ -19,6 +19,7 @@ mod peers;
 mod repair;
 mod rounds;
 mod table;
+mod watcher;
 
 use super::cargo;
 use crate::lab::api::Api;
